@@ -1,0 +1,499 @@
+"""What a problem is, where problems come from, and the toy world that makes the default run possible.
+
+    python problems.py toy:train --show 3                      # statement, reference solution, first tests
+    python problems.py mbpp:mbpp.jsonl --min-tests 3           # a public file, and what was dropped
+    python problems.py mine.jsonl --show 1                     # our own schema, one JSON object a line:
+        {"id": "a1", "prompt": "Add two numbers ...", "solution": null,
+         "tests": {"kind": "call", "entry_point": "solve", "cases": [{"args": [1, 2], "expected": 3}]}}
+
+A few seconds on a CPU. Nothing here needs torch: the sandbox, the extractor and this file can be used alone.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import sys
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the command line, shared by every script
+
+
+class UserError(ValueError):
+    """A mistake the user can mend; the message names the thing, the value found and the flag to change."""
+
+
+def parse_args(cls, argv=None, positional=None):
+    """Command line -> an instance of the dataclass `cls`, one flag a field.
+
+    The help of a flag is the comment behind its field. `max_steps: int = 60  # help` gives `--max-steps INT`; a bool
+    gives `--flag/--no-flag`. `positional` names a field that is given without a flag. The module docstring heads `--help`.
+    """
+    helps = dict(re.findall(r"^\s+(\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
+    parser = argparse.ArgumentParser(
+        description=sys.modules[cls.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for f in dataclasses.fields(cls):
+        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+        flag, text = "--" + f.name.replace("_", "-"), f"{helps[f.name]} (default: {default})".replace("%", "%%")
+        if f.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        elif f.name == positional:
+            parser.add_argument(f.name, nargs="*" if isinstance(default, list) else "?", default=default, help=text)
+        else:
+            kind = next((t for t in (int, float) if t.__name__ in getattr(f.type, "__name__", str(f.type))), str)
+            parser.add_argument(flag, type=kind, default=default, help=text, metavar=kind.__name__.upper())
+    return cls(**vars(parser.parse_args(argv)))
+
+
+def run_cli(main):
+    """Run `main()` as a program: a user's mistake is one line on stderr and exit code 2, SIGTERM acts like Ctrl-C."""
+    from sandbox import SandboxError
+
+    def on_sigterm(signum, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        main()
+    except (UserError, SandboxError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # the trainers save before this is reached
+        print("interrupted", file=sys.stderr)
+        sys.exit(0)
+    except BrokenPipeError:  # `python problems.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a problem is
+
+
+@dataclass(frozen=True)
+class Tests:
+    """How a program is checked. Cases by kind:
+    "stdin":  {"input": str, "output": str}
+    "call":   {"args": [...], "expected": value}, calling `entry_point` (`f`, or `Solution.method`)
+    "assert": {"assert": "assert f(1) == 2"} or {"check": "def check(candidate): ..."}
+    `setup` runs before the program; `time_limit` is CPU seconds a test (None: the sandbox's default)."""
+
+    kind: str
+    cases: list
+    entry_point: str | None = None
+    setup: str = ""
+    time_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`prompt` is the bare statement; `source` names the part of a data set it belongs to (results are split by it)."""
+
+    id: str
+    prompt: str
+    tests: Tests | None = None
+    solution: str | None = None
+    source: str = ""
+    starter: str = ""
+
+
+LCB_SYSTEM = (
+    "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
+    "correct Python program that matches the specification and passes all tests."
+)
+
+
+def policy_prompt(problem, style="plain"):
+    """The user turn that a policy sees: the statement plus the answer format (and the starter code, if any).
+
+    "plain" is ours. "lcb" has the parts of LiveCodeBench's prompt as the paper's recipe places them (method: the system
+    sentence inside the user turn, the format heading directly behind the question).
+    """
+    if style == "plain":
+        starter = f"\n\nStart from this code:\n```python\n{problem.starter}\n```" if problem.starter else ""
+        return f"{problem.prompt}{starter}\n\nAnswer with one ```python block."
+    if style == "lcb":
+        if problem.starter:
+            how = "You will use the following starter code to write the solution and enclose your code within delimiters."
+            block = problem.starter
+        else:
+            how = (
+                "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on "
+                "the sample inputs). Enclose your code within delimiters as follows."
+            )
+            block = "# YOUR CODE HERE"
+        answer = "### Answer: (use the provided format with backticks)\n\n"
+        return f"{LCB_SYSTEM}\n\n{problem.prompt}### Format: {how}\n```python\n{block}\n```\n\n{answer}"
+    raise UserError(f"prompt style {style!r}: expected plain or lcb (--prompt-style)")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# loading
+
+
+def load_problems(spec, limit=None, min_tests=0, seed=0, log=None):
+    """`SPEC[,SPEC...]` -> list of Problem.
+
+    A spec is `toy:train`, `toy:untested`, `toy:test`, a `.jsonl` file in our own schema, or `FORMAT:PATH` with a format
+    of `LOADERS`. `limit` keeps the first rows of each spec; `min_tests` drops problems that have tests, but fewer.
+    `log` (a function of one string, e.g. print) is told what was loaded and dropped. Raises UserError.
+    """
+    problems = []
+    for part in spec.split(","):
+        kind, _, path = part.partition(":")
+        if kind == "toy":
+            found = toy_problems(path, seed=seed, count=limit)
+        elif part.endswith(".jsonl") and not path:
+            found = [own_problem(row, where) for row, where in read_rows(part, limit)]
+        elif kind in LOADERS:
+            found = [LOADERS[kind](row, where) for row, where in read_rows(path, limit)]
+        else:
+            raise UserError(f"--problems {part!r}: expected toy:train, a .jsonl file, or one of {sorted(LOADERS)}:PATH")
+        kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
+        if not kept:
+            raise UserError(f"--problems {part!r}: no problem left of {len(found)} (--min-tests {min_tests}, --limit {limit})")
+        if log:
+            tested = sum(p.tests is not None for p in kept)
+            log(f"{part}: {len(found)} problems, {len(found) - len(kept)} dropped by --min-tests {min_tests}, {tested} have tests")
+        problems += kept
+    ids = [p.id for p in problems]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"--problems {spec!r}: id {next(i for i in ids if ids.count(i) > 1)!r} appears twice")
+    return problems
+
+
+def read_rows(path, limit=None):
+    """Rows of a .jsonl file (or of a .json list) with the place each came from: yields (dict, "FILE row N")."""
+    if not os.path.isfile(path):
+        raise UserError(f"no file at {path!r}: give the path of a .jsonl or .json file")
+    with open(path, encoding="utf-8") as lines:
+        if path.endswith(".json"):
+            try:
+                rows = json.load(lines)
+            except ValueError as error:
+                raise UserError(f"{path}: not JSON: {error}") from None
+            if not isinstance(rows, list):
+                raise UserError(f"{path}: expected a JSON list of rows, found {type(rows).__name__}")
+        else:
+            rows = (line for line in lines if line.strip())
+        count = 0
+        for count, row in enumerate(itertools.islice(rows, limit), 1):
+            if isinstance(row, str):
+                try:
+                    row = json.loads(row)
+                except ValueError as error:
+                    raise UserError(f"{path} row {count}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path} row {count}: expected an object, found {type(row).__name__}")
+            yield row, f"{path} row {count}"
+        if not count:
+            raise UserError(f"{path}: no rows")
+
+
+def need(row, where, *keys, kind=str):
+    """The value of the first of `keys` that the row has, checked to be a `kind`; UserError with file, row and key."""
+    for key in keys:
+        if key in row:
+            if not isinstance(row[key], kind):
+                raise UserError(f"{where}: key {key!r} should be {kind.__name__}, found {row[key]!r:.80}")
+            return row[key]
+    raise UserError(f"{where}: no key {' or '.join(map(repr, keys))}; found {sorted(row)}")
+
+
+CASE_KEYS = {"stdin": ({"input", "output"},), "call": ({"args", "expected"},), "assert": ({"assert"}, {"check"})}
+
+
+def own_problem(row, where):
+    """A row of our own schema: the fields of Problem, `tests` an object with the fields of Tests (or absent or null)."""
+    unknown = set(row) - {f.name for f in dataclasses.fields(Problem)}
+    if unknown:
+        raise UserError(f"{where}: unknown key {sorted(unknown)}")
+    tests = row.get("tests")
+    if tests is not None:
+        need(row, where, "tests", kind=dict)
+        kind, cases = need(tests, where, "kind"), need(tests, where, "cases", kind=list)
+        if kind not in CASE_KEYS:
+            raise UserError(f"{where}: tests.kind {kind!r}: expected one of {sorted(CASE_KEYS)}")
+        for case in cases:
+            if not isinstance(case, dict) or set(case) not in CASE_KEYS[kind]:
+                raise UserError(f"{where}: a {kind} case has keys {CASE_KEYS[kind]}, found {case!r:.80}")
+        if kind == "call" and not tests.get("entry_point"):
+            raise UserError(f"{where}: tests.kind 'call' needs tests.entry_point")
+        try:
+            tests = Tests(**tests)
+        except TypeError as error:
+            raise UserError(f"{where}: tests: {error}") from None
+    return Problem(**{**row, "id": str(row.get("id", where)), "prompt": need(row, where, "prompt"), "tests": tests})
+
+
+def mbpp_problem(row, where):
+    """google-research MBPP: text, code, test_list, test_setup_code. The first assert goes into the statement, as in the
+    MBPP paper's prompt: without it nobody can know the function's name."""
+    asserts = need(row, where, "test_list", kind=list)
+    prompt = f"{need(row, where, 'text', 'prompt')}\n\nYour code should pass this test:\n{asserts[0]}"
+    tests = Tests("assert", [{"assert": a} for a in asserts], setup=row.get("test_setup_code") or "")
+    solution = need(row, where, "code").replace("\r\n", "\n")
+    return Problem(f"mbpp/{row.get('task_id', where)}", prompt, tests, solution, "mbpp")
+
+
+def humaneval_problem(row, where):
+    """openai/human-eval: prompt (signature and docstring), canonical_solution, test (`check(candidate)`), entry_point."""
+    prompt, entry_point = need(row, where, "prompt"), need(row, where, "entry_point")
+    tests = Tests("assert", [{"check": need(row, where, "test")}], entry_point=entry_point)
+    solution = prompt + need(row, where, "canonical_solution")
+    statement = f"Complete the function `{entry_point}`."
+    return Problem(need(row, where, "task_id"), statement, tests, solution, "humaneval", starter=prompt)
+
+
+LOADERS = {"mbpp": mbpp_problem, "humaneval": humaneval_problem}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the toy world: a list of integers goes through one to three steps and is then returned or reduced to a number
+#
+# Each operation: Python expression, values its {k} is drawn from, and phrasings. The LAST phrasing of each is held out:
+# it occurs only in the "unseen" part of toy:test.
+
+
+@dataclass(frozen=True)
+class Op:
+    name: str
+    code: str
+    phrasings: tuple
+    ks: tuple = (0,)
+
+
+STEPS = [
+    Op("keep_gt", "[x for x in xs if x > {k}]", ("keep the numbers greater than {k}", "keep only what is above {k}",
+       "remove the numbers that are not greater than {k}"), range(0, 7)),
+    Op("keep_ge", "[x for x in xs if x >= {k}]", ("keep the numbers that are at least {k}", "keep only what is {k} or more",
+       "remove the numbers that are not at least {k}"), range(0, 7)),
+    Op("keep_lt", "[x for x in xs if x < {k}]", ("keep the numbers less than {k}", "keep only what is below {k}",
+       "remove the numbers that are not less than {k}"), range(0, 7)),
+    Op("keep_le", "[x for x in xs if x <= {k}]", ("keep the numbers that are at most {k}", "keep only what is {k} or less",
+       "remove the numbers that are not at most {k}"), range(0, 7)),
+    Op("keep_even", "[x for x in xs if x % 2 == 0]", ("keep the even numbers", "drop the odd numbers",
+       "keep only the numbers that are even")),
+    Op("keep_odd", "[x for x in xs if x % 2 == 1]", ("keep the odd numbers", "drop the even numbers",
+       "keep only the numbers that are odd")),
+    Op("keep_multiple", "[x for x in xs if x % {k} == 0]", ("keep the multiples of {k}", "keep the numbers divisible by {k}",
+       "keep only the numbers that are multiples of {k}"), range(3, 6)),
+    Op("drop_multiple", "[x for x in xs if x % {k} != 0]", ("drop the multiples of {k}", "drop the numbers divisible by {k}",
+       "remove the numbers that are multiples of {k}"), range(3, 6)),
+    Op("add", "[x + {k} for x in xs]", ("add {k} to each number", "increase each number by {k}",
+       "make each number {k} more"), range(1, 8)),
+    Op("subtract", "[x - {k} for x in xs]", ("subtract {k} from each number", "decrease each number by {k}",
+       "make each number {k} less"), range(1, 8)),
+    Op("multiply", "[x * {k} for x in xs]", ("multiply each number by {k}", "replace each number by {k} times itself",
+       "make each number {k} times as large"), range(2, 6)),
+    Op("quotient", "[x // {k} for x in xs]", ("divide each number by {k}, rounding down",
+       "replace each number by its quotient by {k}", "floor divide each number by {k}"), range(2, 6)),
+    Op("remainder", "[x % {k} for x in xs]", ("take each number modulo {k}", "replace each number by its remainder by {k}",
+       "reduce each number modulo {k}"), range(2, 6)),
+    Op("square", "[x ** 2 for x in xs]", ("square each number", "replace each number by its square",
+       "multiply each number by itself")),
+    Op("negate", "[-x for x in xs]", ("negate each number", "flip the sign of each number",
+       "replace each number by its negative")),
+    Op("absolute", "[abs(x) for x in xs]", ("take the absolute value of each number", "drop the sign of each number",
+       "replace each number by its absolute value")),
+    Op("cap", "[min(x, {k}) for x in xs]", ("cap each number at {k}", "limit each number to at most {k}",
+       "lower the numbers above {k} to {k}"), range(0, 7)),
+    Op("floor", "[max(x, {k}) for x in xs]", ("raise each number to at least {k}", "replace the numbers below {k} by {k}",
+       "make each number at least {k}"), range(0, 7)),
+    Op("first", "xs[:{k}]", ("take the first {k}", "keep the first {k} items", "keep only the first {k}"), range(2, 6)),
+    Op("last", "xs[-{k}:]", ("take the last {k}", "keep the last {k} items", "keep only the last {k}"), range(2, 6)),
+    Op("skip_first", "xs[{k}:]", ("skip the first {k}", "drop the first {k} items", "remove the first {k}"), range(1, 4)),
+    Op("skip_last", "xs[:-{k}]", ("skip the last {k}", "drop the last {k} items", "remove the last {k}"), range(1, 4)),
+    Op("every_second", "xs[::2]", ("keep every second item, starting with the first", "take the items at even positions",
+       "keep the items at positions 0, 2, 4 and so on")),
+    Op("ascending", "sorted(xs)", ("sort in ascending order", "sort from smallest to largest", "sort in increasing order")),
+    Op("descending", "sorted(xs, reverse=True)", ("sort in descending order", "sort from largest to smallest",
+       "sort in decreasing order")),
+    Op("reverse", "xs[::-1]", ("reverse the list", "put the items in reverse order", "turn the list around")),
+    Op("dedupe", "list(dict.fromkeys(xs))", ("drop repeated numbers, keeping the first of each",
+       "remove duplicates, keeping the order", "keep the first of each number")),
+    Op("running_sum", "[sum(xs[:i + 1]) for i in range(len(xs))]", ("take the running sums",
+       "replace each item by the sum up to it", "replace the list by its running totals")),
+    Op("running_max", "[max(xs[:i + 1]) for i in range(len(xs))]", ("take the running maximum",
+       "replace each item by the maximum up to it", "replace the list by its running maxima")),
+    Op("differences", "[b - a for a, b in zip(xs, xs[1:])]", ("take the differences of neighbours, next minus previous",
+       "replace the list by how much each item grows to the next", "take the step from each item to the next")),
+    Op("pair_sums", "[a + b for a, b in zip(xs, xs[1:])]", ("take the sums of neighbours", "add each item to the next",
+       "replace the list by the sums of neighbours")),
+]
+REDUCTIONS = [
+    Op("list", "xs", ("the list", "the resulting list", "what is left")),
+    Op("sum", "sum(xs)", ("the sum", "the sum of the numbers", "the total of the numbers")),
+    Op("count", "len(xs)", ("the length", "the number of items", "the count of items")),
+    Op("distinct", "len(set(xs))", ("the number of distinct items", "how many different numbers there are",
+       "the count of distinct numbers")),
+    Op("max", "max(xs, default=0)", ("the maximum, or 0 if empty", "the largest number, or 0 if there is none",
+       "the largest, or 0 if empty")),
+    Op("min", "min(xs, default=0)", ("the minimum, or 0 if empty", "the smallest number, or 0 if there is none",
+       "the smallest, or 0 if empty")),
+    Op("first_item", "xs[0] if xs else 0", ("the first item, or 0 if empty", "the first number, or 0 if there is none",
+       "what comes first, or 0 if empty")),
+    Op("last_item", "xs[-1] if xs else 0", ("the last item, or 0 if empty", "the last number, or 0 if there is none",
+       "what comes last, or 0 if empty")),
+    Op("spread", "max(xs) - min(xs) if xs else 0", ("the maximum minus the minimum, or 0 if empty",
+       "the largest minus the smallest, or 0 if there is none", "the spread from smallest to largest, or 0 if empty")),
+]
+FRAMES = [  # how the clauses become a statement
+    lambda steps, result: f"Write solve(xs) for a list of integers: {'; '.join(steps)}; return {result}.",
+    lambda steps, result: f"Given a list of integers, {', then '.join(steps)}. solve(xs) returns {result}.",
+]
+# Compositions are dealt to the splits by a hash of their operations' names, so no composition is in two splits.
+# "pretrain" is what tiny/make.py writes its corpora from; it is no evaluation split and is not loaded by any script.
+SPLITS = {"pretrain": range(0, 4), "train": range(4, 6), "untested": range(6, 9), "test": range(9, 10)}
+SIZES = {"train": 3000, "untested": 4000, "test": 192, "unseen": 64}
+NUM_TESTS = 12
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Steps, reduction and their constants. `names` identifies it; the constants do not count as a difference."""
+
+    steps: tuple
+    reduction: Op
+    ks: tuple
+
+    @property
+    def names(self):
+        return ",".join(op.name for op in self.steps) + ">" + self.reduction.name
+
+    def expressions(self):
+        return [op.code.format(k=k) for op, k in zip(self.steps, self.ks)], self.reduction.code
+
+    def program(self):
+        """The reference solution."""
+        steps, result = self.expressions()
+        return "def solve(xs):\n" + "".join(f"    xs = {e}\n" for e in steps) + f"    return {result}\n"
+
+
+def is_held_out(first, second):
+    """Whether the step `first` directly before `second` occurs in the "unseen" part of toy:test only (one pair in 8)."""
+    return zlib.crc32(f"{first.name}>{second.name}".encode()) % 8 == 0
+
+
+@lru_cache(maxsize=None)
+def compiled(expression):
+    return eval(f"lambda xs: {expression}")  # our own expressions from the tables above, never a model's text
+
+
+def run_steps(expressions, result, xs):
+    for expression in expressions:
+        xs = compiled(expression)(xs)
+    return compiled(result)(xs)
+
+
+def toy_inputs(rng):
+    """NUM_TESTS argument lists: empty, one item, duplicates, negatives, a long one, and random short ones."""
+    def draw(n, low=-9, high=12):
+        return [rng.randint(low, high) for _ in range(n)]
+
+    fixed = [[], draw(1), draw(3, 1, 4) * 2, draw(6, -9, -1), draw(30)]
+    return fixed + [draw(rng.randint(4, 10)) for _ in range(NUM_TESTS - len(fixed))]
+
+
+def draw_composition(rng, bucket, unseen=False):
+    """A random composition of the wanted buckets and kind of combination."""
+    while True:
+        steps = tuple(rng.choices(STEPS, k=rng.choices((1, 2, 3), (2, 4, 4))[0]))
+        reduction = rng.choice(REDUCTIONS[:1] * 3 + REDUCTIONS[1:])
+        composition = Composition(steps, reduction, tuple(rng.choice(op.ks) for op in steps))
+        held_out = any(is_held_out(a, b) for a, b in itertools.pairwise(steps))
+        if held_out == unseen and len(set(steps)) == len(steps) and zlib.crc32(composition.names.encode()) % 10 in bucket:
+            return composition
+
+
+def make_tests(composition, rng):
+    """Tests on which every step counts: without any one of them at least two answers change. None if there are no such."""
+    steps, result = composition.expressions()
+    inputs = toy_inputs(rng)
+    expected = [run_steps(steps, result, xs) for xs in inputs]
+    for i in range(len(steps)):
+        without = steps[:i] + steps[i + 1 :]
+        if sum(run_steps(without, result, xs) != y for xs, y in zip(inputs, expected)) < 2:
+            return None
+    if len({repr(y) for y in expected}) < 4:  # a constant would pass too often
+        return None
+    return Tests("call", [{"args": [xs], "expected": y} for xs, y in zip(inputs, expected)], entry_point="solve")
+
+
+def describe(composition, rng, unseen=False):
+    """The statement, in one of the seen phrasings; for the unseen part one clause at least is in its held-out phrasing."""
+    ops = [*composition.steps, composition.reduction]
+    new = rng.randrange(len(ops)) if unseen else None
+    clauses = []
+    for i, (op, k) in enumerate(zip(ops, [*composition.ks, 0])):
+        phrasing = op.phrasings[-1] if i == new else rng.choice(op.phrasings[:-1])
+        clauses.append(phrasing.format(k=k))
+    return rng.choice(FRAMES)(clauses[:-1], clauses[-1])
+
+
+def toy_stream(split, seed=0, unseen=False):
+    """Endless (Composition, statement, Tests) of one split, deterministic in the seed."""
+    rng = random.Random(f"{split}{'-unseen' if unseen else ''}-{seed}")
+    while True:
+        composition = draw_composition(rng, SPLITS[split], unseen)
+        tests = make_tests(composition, rng)
+        if tests is not None:
+            yield composition, describe(composition, rng, unseen), tests
+
+
+def toy_problems(split, seed=0, count=None):
+    """The problems of `train` (with tests), `untested` (without) or `test` (192 in distribution, then 64 unseen)."""
+    if split not in ("train", "untested", "test"):
+        raise UserError(f"--problems toy:{split}: expected toy:train, toy:untested or toy:test")
+    parts = [("toy:" + split, False, SIZES[split])] + ([("toy:unseen", True, SIZES["unseen"])] if split == "test" else [])
+    problems = []
+    for source, unseen, size in parts:
+        seen, before = set(), len(problems)
+        for composition, statement, tests in toy_stream(split, seed, unseen):
+            if statement not in seen:
+                seen.add(statement)
+                solved = {} if split == "untested" else {"tests": tests, "solution": composition.program()}
+                problems.append(Problem(f"{source}/{len(problems) - before}", statement, source=source, **solved))
+            if len(problems) - before == size:
+                break
+    # A limit on toy:test keeps both parts in proportion: every stride-th problem instead of the first ones.
+    return problems if not count or count >= len(problems) else [problems[i * len(problems) // count] for i in range(count)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Args:
+    spec: str = ""  # problems to load: SPEC[,SPEC...]
+    show: int = 0  # problems to print in full
+    limit: int | None = None  # rows to read
+    min_tests: int = 0  # drop problems with fewer tests (those without any stay)
+    seed: int = 0  # seed of the toy world
+
+
+def main():
+    args = parse_args(Args, positional="spec")
+    if not args.spec:
+        raise UserError("no problems named: python problems.py toy:train --show 3")
+    problems = load_problems(args.spec, args.limit, args.min_tests, args.seed, log=print)
+    for problem in problems[: args.show]:
+        print(f"\n=== {problem.id} ({problem.source})\n{problem.prompt}\n")
+        print(problem.solution or "(no reference solution)")
+        if problem.tests is None:
+            print("(no tests)")
+            continue
+        for case in problem.tests.cases[:4]:
+            print(f"  {problem.tests.kind}: {json.dumps(case)[:150]}")
+        print(f"  ({len(problem.tests.cases)} tests)")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,1071 @@
+"""Run untrusted programs against tests and return verdicts that the program cannot forge.
+
+    python sandbox.py --check                              # which layers hold here, tried out one by one
+    python sandbox.py PROGRAM.py --tests TESTS.json        # one program; exit 0 if every test passes, 1 if not
+    python sandbox.py --battery ATTACKS.jsonl              # programs with the verdict each must get, by category
+
+A few milliseconds a program (`python bench.py sandbox` measures it); start-up is about 0.1 s a worker.
+
+    caller   holds tests and expected outputs, compares plain data      (this process: `Sandbox`, `judge_*`)
+      | one packet: limits + file descriptors                           <- exit status, CPU, peak memory
+    server   a bare interpreter, started fresh, once per worker; reads no code, no input, no output; forks
+      | fork
+    program  limits -> seccomp -> compile and run; whatever it says is only a claimed answer
+
+Promised at level "strict" (Linux 5.13 or newer, x86_64; aarch64 is written but was not run): a program sees neither the
+expected outputs nor another program's data, opens no network socket, starts no process, writes no file, reads nothing
+but the interpreter's libraries, signals nobody, dies at its limits and with its parent, leaves nothing behind. A layer
+that is missing is an error, never a silent fallback. Level "basic" keeps the comparison in the caller and whatever
+layers there are, and promises no more than another process with limits.
+
+Not promised: safety from kernel or CPU bugs (use a virtual machine against people), from guessed or hard-coded answers
+(weak tests), fair timing on a loaded machine, or that one right answer of many is recognised (no checkers).
+
+Partial credit (`stop_early=False`) runs every test and divides by their true number. The released CodeScaler code stops
+at the first failure after j passes and pays j/(j+1) whatever the number of tests (lcb_check_correctness).
+"""
+
+import argparse
+import ast
+import atexit
+import builtins
+import contextlib
+import ctypes
+import functools
+import gc
+import inspect
+import io
+import json
+import os
+import platform
+import queue
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+import types
+from collections import Counter
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+try:
+    import resource
+except ImportError:  # Windows: nothing here runs there, but importing must not fail
+    resource = None
+
+# ----------------------------------------------------------------------------------------------------------------------
+# limits and results
+
+VERDICTS = (
+    "pass", "wrong_answer", "runtime_error", "timeout", "memory", "output_limit", "syntax_error", "sandbox_violation",
+    "unsupported", "harness_error",
+)  # fmt: skip
+MAX_SOURCE = 1 << 20  # bytes of program text
+MAX_DEPTH = 100  # nesting of a value that crosses the boundary
+
+
+class SandboxError(RuntimeError):
+    """The sandbox cannot give what was asked for; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Per test: seconds of wall clock (only stops programs that wait), seconds of CPU (decides timeouts), MiB of address
+    space, MiB of output."""
+
+    wall_s: float = 10.0
+    cpu_s: float = 5.0
+    memory_mb: int = 1024
+    output_mb: int = 16
+
+
+@dataclass
+class Result:
+    """`verdicts`: one word a test that was run. `pass_rate`: passes / all tests (a true rate if stop_early=False).
+    `trusted`: False when a test could not be judged (unsupported, harness_error): mask such a sample, do not score it.
+    `degraded`: the level was basic. `cpu_s`, `wall_s`: seconds over all tests. `detail`: about the first failure."""
+
+    passed: bool
+    verdicts: list[str]
+    pass_rate: float
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    trusted: bool = True
+    degraded: bool = False
+    detail: str = ""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# comparison: plain data against plain data, in the caller
+
+# Only text that every printer of numbers writes: no "1_0", no full-width digits, no "+7", no "007", no exponent that
+# would take Decimal minutes.
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+BLANKS = re.compile(r"[ \t\v\f]+")
+
+
+def close(expected, actual):
+    """testlib's doubleCompare: absolute or relative 1e-6; the 1e-15 lets 0 equal a rounding error. NaN and inf fail."""
+    scale = max(1, abs(expected))
+    if isinstance(expected, Decimal):
+        return abs(actual - expected) <= Decimal("1e-6") * scale + Decimal("1e-15")
+    return abs(actual - expected) <= 1e-6 * scale + 1e-15
+
+
+def same_token(expected, actual, tolerate=True):
+    if expected == actual:
+        return True
+    if len(expected) > 400 or len(actual) > 400 or not (NUMBER.fullmatch(expected) and NUMBER.fullmatch(actual)):
+        return False
+    if expected.lstrip("-").isdigit() or not tolerate:  # an integer is met exactly: 6.0 will do, 6.0000001 will not
+        return Decimal(expected) == Decimal(actual)
+    return close(Decimal(expected), Decimal(actual))
+
+
+def same_output(expected, actual, tokens=False, tol=True):
+    """Does printed text meet the expected text? Same lines, same blank-separated tokens; numbers by value.
+
+    Trailing blanks, blank lines around the text and CRLF do not count; case and order do. tokens=True ignores line
+    ends too; tol=False compares decimals exactly. same_output("0.333333\\n", "0.33333333") is True.
+    """
+
+    def lines(text):
+        rows = text.replace("\r\n", "\n").split("\n")  # not splitlines(): \v, \x85 and a lone \r end no line
+        rows = [[t for t in BLANKS.split(row) if t] for row in rows]
+        while rows and not rows[-1]:
+            rows.pop()
+        while rows and not rows[0]:
+            rows.pop(0)
+        return [[t for row in rows for t in row]] if tokens else rows
+
+    left, right = lines(expected), lines(actual)
+    return len(left) == len(right) and all(
+        len(a) == len(b) and all(same_token(x, y, tol) for x, y in zip(a, b)) for a, b in zip(left, right)
+    )
+
+
+def same_value(expected, actual):
+    """Does a returned value (plain data, see `decode`) meet the expected one, which may come from JSON?
+
+    Tuples equal lists, dict keys may be the JSON text of an int, floats are met to 1e-6; True is not 1, a set is not a
+    list, NaN is only met by NaN. same_value([1, 0.3], (1, 0.1 + 0.2)) is True.
+    """
+    if isinstance(expected, bool) or isinstance(actual, bool):
+        return expected is actual
+    if isinstance(expected, float) and isinstance(actual, float):
+        both_nan = expected != expected and actual != actual
+        return both_nan or expected == actual or (abs(expected) < float("inf") and close(expected, actual))
+    if isinstance(expected, list | tuple) and isinstance(actual, list | tuple):
+        return len(expected) == len(actual) and all(map(same_value, expected, actual))
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        if len(expected) != len(actual):
+            return False
+        texts = {str(k): k for k in actual if type(k) is int and str(k) not in actual}
+        keys = [k if k in actual else texts.get(k, k) if isinstance(k, str) else k for k in expected]
+        return all(k in actual and same_value(e, actual[k]) for k, e in zip(keys, expected.values()))
+    if isinstance(expected, set | frozenset) and isinstance(actual, set | frozenset):
+        return expected == actual
+    if isinstance(expected, int | float) and isinstance(actual, int | float):
+        return expected == actual
+    return type(expected) is type(actual) and expected == actual
+
+
+def equal(expected, actual):
+    """What `==` says in a test file, on plain data; a value too deep to compare is not equal."""
+    return bool(expected == actual)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# values as JSON: plain data only, by exact type; a subclass is sent as its plain base, whatever its methods claim
+
+PLAIN = {t.__name__: t for t in (int, float, str, bool, list, dict, tuple, set, frozenset, bytes, complex)}
+
+
+def encode(v, other=None, depth=MAX_DEPTH):
+    """A value -> what json.dumps takes. `other(v)` encodes what is not plain data; without it that is a TypeError.
+
+    encode((1, {2: "x"})) == {"t": [1, {"d": [[2, "x"]]}]}.
+    """
+    t = type(v)
+    if v is None or t is bool or t is str:
+        return v
+    if t is int:
+        return v if -(1 << 63) <= v < 1 << 63 else {"i": hex(v)}
+    if t is float:
+        return v if v - v == 0 else {"f": repr(v)}
+    if depth == 0:
+        raise TypeError("value nested too deeply")
+    depth -= 1
+    if t is list:
+        return [encode(x, other, depth) for x in v]
+    if t is tuple:
+        return {"t": [encode(x, other, depth) for x in v]}
+    if t is dict:
+        return {"d": [[encode(k, other, depth), encode(x, other, depth)] for k, x in v.items()]}
+    if t is set or t is frozenset:
+        return {"s": [encode(x, other, depth) for x in v]}
+    if t is bytes or t is bytearray:
+        return {"b": bytes(v).hex()}
+    if t is complex:
+        return {"c": [encode(v.real), encode(v.imag)]}
+    if t is type and PLAIN.get(v.__name__) is v:
+        return {"T": v.__name__}
+    if t.__module__ == "numpy":
+        return encode(v.tolist(), other, depth)
+    for base, plain in (  # the base's own methods: int.__int__ of an int subclass does not run the subclass's code
+        (int, int.__int__), (float, float.__float__), (str, str.__str__),
+        (list, lambda x: list(list.__iter__(x))), (tuple, lambda x: tuple(tuple.__iter__(x))),
+        (dict, lambda x: dict(dict.items(x))), (set, lambda x: set(set.__iter__(x))),
+        (frozenset, lambda x: set(frozenset.__iter__(x))),
+    ):  # fmt: skip
+        if base in t.__mro__:
+            return encode(plain(v), other, depth)
+    if other:
+        return other(v)
+    raise TypeError(f"{t.__name__} is not plain data")
+
+
+def decode(v, other=None):
+    """What `encode` made -> plain data. A shape that encode never makes is a ValueError (or KeyError, TypeError)."""
+    if type(v) is list:
+        return [decode(x, other) for x in v]
+    if type(v) is not dict:
+        return v
+    ((tag, x),) = v.items()
+    if tag == "t":
+        return tuple([decode(y, other) for y in x])
+    if tag == "d":
+        return {decode(k, other): decode(y, other) for k, y in x}
+    if tag == "s":
+        return {freeze(decode(y, other)) for y in x}
+    if tag == "o" and other:
+        return other(x)
+    return {"i": lambda: int(x, 16), "f": lambda: float(x), "b": lambda: bytes.fromhex(x), "T": lambda: PLAIN[x],
+            "c": lambda: complex(decode(x[0]), decode(x[1]))}[tag]()  # fmt: skip
+
+
+def freeze(v):
+    return frozenset(v) if type(v) is set else v
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what runs inside: the program's process. These functions are sent to the server as source text (SERVER_PARTS), so
+# they use nothing of this file that is not in that list.
+
+RUN, CALLS, SERVE, TEST = range(4)  # a stdin program; all calls of a suite; calls on demand; trusted test code
+REQUEST, REPLY = struct.Struct("<iddqqi"), struct.Struct("<iddqi")
+EXIT_SYNTAX, EXIT_BROKEN = 97, 96  # a program that exits so by itself only picks its own failure's word
+WALL, CPU, ASKED = 1, 2, 3  # why the server killed it
+
+
+def child(mode, fds, cpu_s, memory, output, layers):
+    """In the forked process, never returns. fds: job, stdout, stderr, then stdin (RUN), or answers[, socket]."""
+    try:
+        # Out of the way first: a received number may be one that the next dup2 overwrites.
+        job_fd, out, err, *rest = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]
+        os.dup2(rest[0] if mode == RUN else layers["null"], 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        if mode != RUN:
+            os.dup2(rest[0], 3)
+        if len(rest) > 1:
+            os.dup2(rest[1], 4)
+        size = os.fstat(job_fd).st_size
+        job = json.loads(os.pread(job_fd, size, 0))
+        os.closerange(3 if mode == RUN else 3 + len(rest), 1 << 16)
+        confine(cpu_s, memory, output, layers)
+    except BaseException as error:
+        os.write(2, f"cannot confine the program: {error!r}".encode())
+        os._exit(EXIT_BROKEN)
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = sys.__stderr__ = open(
+        2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+    )
+    module = types.ModuleType("__main__")  # dataclasses, typing and pickle look the program up under this name
+    module.__dict__.update(__file__="main.py", __builtins__=builtins)
+    sys.modules["__main__"] = module
+    {RUN: run_program, CALLS: run_calls, SERVE: serve_calls, TEST: run_tests}[mode](job, module)
+
+
+def confine(cpu_s, memory, output, layers):
+    """The per-program layers; what can be done once (Landlock, namespaces, capabilities) the server has done."""
+    if "rlimits" in layers["active"]:
+        cpu_limit = int(cpu_s) + 2  # a backstop: the server watches the CPU clock
+        for what, soft in (("AS", memory), ("CPU", cpu_limit), ("FSIZE", output), ("NOFILE", 64), ("CORE", 0)):
+            with contextlib.suppress(ValueError, OSError if layers["basic"] else ValueError):
+                limit = getattr(resource, "RLIMIT_" + what)
+                hard = resource.getrlimit(limit)[1]
+                soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+                resource.setrlimit(limit, (soft, soft))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # a flood ends here, not in an exception the program may swallow
+    libc = layers["libc"]
+    if libc:
+        libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+        if os.getppid() != layers["pid"]:
+            os._exit(EXIT_BROKEN)
+    if "seccomp" in layers["active"]:
+        buffer, spots, program = layers["filter"]
+        for at in spots:  # "kill" and its kin only with the program's own number
+            struct.pack_into("<I", buffer, at, os.getpid())
+        if libc.prctl(22, 2, ctypes.addressof(program), 0, 0):
+            raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def load(job, module):
+    """Compile and run setup and program in `module`; a program that does not compile ends the process."""
+    try:
+        if len(job["code"].encode("utf-8", "replace")) > job["max_source"]:
+            raise SyntaxError("program too large")
+        code = compile(job["code"], "main.py", "exec", dont_inherit=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # ValueError: null bytes; UnicodeEncodeError: lone surrogates; RecursionError: nesting
+        os.write(2, f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:2000])
+        os._exit(EXIT_SYNTAX)
+    if job.get("setup"):
+        try:
+            exec(compile(job["setup"], "setup.py", "exec", dont_inherit=True), module.__dict__)
+        except Exception:
+            if not job.get("lenient"):  # MBPP: setup that uses the solution's classes; the tester runs it again
+                raise
+    exec(code, module.__dict__)
+
+
+def finish(error):
+    """End as the interpreter would: threads, atexit, flush; then exit code."""
+    code = 0
+    try:
+        if isinstance(error, SystemExit):
+            code = error.code
+            if code is not None and not isinstance(code, int):
+                print(code, file=sys.stderr)
+                code = 1
+        elif error is not None:
+            code = 1
+            sys.excepthook(type(error), error, error.__traceback__)
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    except BaseException:
+        code = code or 1
+    try:
+        for stream in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__):
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
+    except BaseException:
+        code = code or 120  # what CPython exits with
+    os._exit((code or 0) & 255)
+
+
+def run_program(job, module):
+    error = None
+    try:
+        load(job, module)
+    except BaseException as e:
+        error = e.with_traceback(e.__traceback__ and e.__traceback__.tb_next)
+    finish(error)
+
+
+def resolve(module, path):
+    """`f`, `Solution.method` (a new Solution each time), or a bare method name of a class Solution."""
+    first, *rest = path.split(".")
+    names = module.__dict__
+    if first not in names and not rest and hasattr(names.get("Solution"), first):
+        first, rest = "Solution", [first]
+    if first not in names and hasattr(builtins, first):
+        return getattr(builtins, first)
+    if first not in names:
+        raise NameError(f"name {first!r} is not defined")
+    target = names[first]
+    for name in rest:
+        target = getattr(target() if isinstance(target, type) and first == "Solution" else target, name)
+    return target
+
+
+def error_answer(error):
+    """An exception as data: the nearest built-in class and the message."""
+    kind = next((t.__name__ for t in type(error).__mro__ if t.__module__ == "builtins"), "Exception")
+    try:
+        message = str(error)[:2000]
+    except BaseException:
+        message = ""
+    return {"e": kind, "m": message if type(message) is str else ""}
+
+
+def run_calls(job, module, dumps=json.dumps, write=os.write):
+    """Every call of a suite; one line of JSON an answer, `ready` first, on descriptor 3.
+
+    All argument lists are here at once: they are not secret, only the expected values are. Each is decoded only when
+    its turn comes, so a call that changes its arguments changes nobody else's.
+    """
+
+    def answer(value):
+        data = (dumps(value) + "\n").encode()
+        while data:
+            data = data[write(3, data) :]
+
+    try:
+        load(job, module)
+    except BaseException as error:
+        answer(error_answer(error))
+        os._exit(0)
+    answer("ready")
+    for args in job["calls"]:
+        try:
+            value = {"v": encode(resolve(module, job["entry"])(*decode(args)))}
+        except BaseException as error:
+            value = error_answer(error)
+        answer(value)
+    os._exit(0)
+
+
+def send(fd, value):
+    data = json.dumps(value).encode()
+    data = struct.pack("<I", len(data)) + data
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def receive(fd):
+    def exactly(n):
+        data = b""
+        while len(data) < n:
+            part = os.read(fd, min(n - len(data), 1 << 20))
+            if not part:
+                raise EOFError
+            data += part
+        return data
+
+    return json.loads(exactly(struct.unpack("<I", exactly(4))[0]))
+
+
+def serve_calls(job, module):
+    """Answer requests on descriptor 4 until it closes. Values that are not plain data stay here and go out as numbers."""
+    kept = []
+
+    def keep(v):
+        kept.append(v)
+        return {"o": len(kept) - 1}
+
+    try:
+        load(job, module)
+        send(4, "ready")
+    except BaseException as error:
+        send(4, error_answer(error))
+        os._exit(0)
+    while True:
+        try:
+            request = receive(4)
+        except EOFError:
+            os._exit(0)
+        try:
+            os.write(3, b".")  # the server sees progress by this file's size
+            on, op, name = request["on"], request["op"], request.get("name")
+            target = resolve(module, on) if isinstance(on, str) else kept[on]
+            args = [decode(a, kept.__getitem__) for a in request.get("args", ())]
+            named = {k: decode(a, kept.__getitem__) for k, a in request.get("named", {}).items()}
+            if op == "call":
+                value = (getattr(target, name) if name else target)(*args, **named)
+            else:
+                value = getattr(target, name) if op == "get" else setattr(target, name, args[0])
+            answer = {"v": encode(value, keep)}
+            if any(isinstance(a, list | dict | set) for a in args):
+                answer["a"] = [encode(a, keep) for a in args]  # what the call changed in place
+        except BaseException as error:
+            answer = error_answer(error)
+        send(4, answer)
+
+
+# --- the tester: trusted test code in its own confined process, where the solution's names are stand-ins
+
+
+class Unsupported(BaseException):
+    """The test hands over something that cannot be sent."""
+
+
+class Dead(BaseException):
+    """The program is gone."""
+
+
+class Remote:
+    """Stands for a name of the program, or an object it kept. Never equal to anything, never true or false."""
+
+    def __init__(self, on):
+        object.__setattr__(self, "_on", on)
+
+    def __call__(self, *args, **named):
+        return ask(self, "call", None, args, named)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if isinstance(self._on, str):
+            return Remote(f"{self._on}.{name}")
+        value = ask(self, "get", name)
+        return value
+
+    def __setattr__(self, name, value):
+        ask(self, "set", name, (value,))
+
+    def __bool__(self):
+        raise TypeError("the program's own object has no truth value here")
+
+
+def ask(remote, op, name, args=(), named=None):
+    def refuse(v):
+        if isinstance(v, Remote) and not isinstance(v._on, str):
+            return {"o": v._on}
+        raise Unsupported(f"{type(v).__name__} is not plain data")
+
+    send(4, {
+        "on": remote._on, "op": op, "name": name, "args": [encode(a, refuse) for a in args],
+        "named": {k: encode(a, refuse) for k, a in (named or {}).items()},
+    })  # fmt: skip
+    answer = receive(4)
+    if "dead" in answer:
+        raise Dead
+    if "e" in answer:
+        kind = getattr(builtins, answer["e"], None)
+        fits = isinstance(kind, type) and issubclass(kind, Exception)
+        try:
+            error = (kind if fits else RuntimeError)(answer["m"])
+        except Exception:  # UnicodeDecodeError and its like want more than a message
+            error = RuntimeError(answer["m"])
+        error.from_program = answer["e"]
+        raise error
+    for mine, now in zip(args, answer.get("a", ())):
+        if isinstance(mine, list | dict | set):
+            now = decode(now, Remote)
+            if type(now) is type(mine) and now != mine:
+                mine.clear()
+                (mine.extend if isinstance(mine, list) else mine.update)(now)
+    return decode(answer["v"], Remote)
+
+
+def free_names(source):
+    """Names that the test code uses and does not itself bind."""
+    tree = ast.parse(source)
+    bound, used = set(), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (used.setdefault(node.id) if isinstance(node.ctx, ast.Load) else bound.add(node.id))
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound.update((a.asname or a.name).split(".")[0] for a in node.names)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    return [name for name in used if name not in bound]
+
+
+def run_tests(job, module):
+    """Descriptor 3: [case number, word, message] a line. AssertionError of the test itself is a wrong answer; an
+    exception that the program raised and the test did not expect is a runtime error."""
+    for i, case in job["cases"]:
+        word, message = "pass", ""
+        try:
+            text = case.get("assert") or case["check"]
+            both = job["setup"] + "\n" + text
+            space = {"__name__": "tests", "__builtins__": builtins}
+            for name in free_names(both):
+                if name in sys.stdlib_module_names:  # never the program's `math`: it could have patched that
+                    space[name] = __import__(name)
+                elif not hasattr(builtins, name) or name == job["entry"]:
+                    space[name] = Remote(name)
+            exec(compile(both, "tests.py", "exec", dont_inherit=True), space)
+            if "check" in case:
+                space["check"](Remote(job["entry"]))
+        except Unsupported as error:
+            word, message = "unsupported", str(error)
+        except Dead:
+            word = "dead"
+        except BaseException as error:
+            kind = getattr(error, "from_program", None)
+            word = "memory" if kind == "MemoryError" else "runtime_error" if kind else "wrong_answer"
+            word = "sandbox_violation" if kind == "PermissionError" else word
+            message = f"{type(error).__name__}: {error}"
+        os.write(3, (json.dumps([i, word, message[:500]]) + "\n").encode())
+        if word == "dead" or (word != "pass" and job["stop_early"]):
+            break
+    os._exit(0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the layers, put on by the server
+
+# name:x86_64[:aarch64], from the kernel's asm/unistd_64.h and asm-generic/unistd.h (the aarch64 column was not run).
+# Everything else, fork, execve, socket, ptrace, unlink, memfd_create, io_uring and bpf among it, fails with EPERM.
+SYSCALLS = """
+read:0:63 write:1:64 open:2 close:3:57 stat:4 fstat:5:80 lstat:6 poll:7 lseek:8:62 mmap:9:222 mprotect:10:226
+munmap:11:215 brk:12:214 rt_sigaction:13:134 rt_sigprocmask:14:135 rt_sigreturn:15:139 pread64:17:67 pwrite64:18:68
+readv:19:65 writev:20:66 preadv:295:69 pwritev:296:70 access:21 pipe:22 select:23 sched_yield:24:124 mremap:25:216
+msync:26:227 mincore:27:232 madvise:28:233 dup:32:23 dup2:33 pause:34 nanosleep:35:101 getitimer:36:102 alarm:37
+setitimer:38:103 getpid:39:172 sendfile:40:71 sendto:44:206 recvfrom:45:207 sendmsg:46:211 recvmsg:47:212
+shutdown:48:210 getsockname:51:204 getpeername:52:205 setsockopt:54:208 getsockopt:55:209 exit:60:93 wait4:61:260
+uname:63:160 fsync:74:82 fdatasync:75:83 ftruncate:77:46 getdents:78 getcwd:79:17 readlink:89 umask:95:166
+gettimeofday:96:169 getrlimit:97:163 setrlimit:160:164 getrusage:98:165 sysinfo:99:179 times:100:153 getuid:102:174
+getgid:104:176 geteuid:107:175 getegid:108:177 getppid:110:173 getpgrp:111 getpgid:121:155 getsid:124:156
+getgroups:115:158 getresuid:118:148 getresgid:120:150 rt_sigpending:127:136 rt_sigtimedwait:128:137
+rt_sigsuspend:130:133 sigaltstack:131:132 statfs:137:43 fstatfs:138:44 sched_getparam:143:121
+sched_getscheduler:145:120 sched_get_priority_max:146:125 sched_get_priority_min:147:126 gettid:186:178 time:201
+futex:202:98 sched_getaffinity:204:123 epoll_create:213 getdents64:217:61
+set_tid_address:218:96 restart_syscall:219:128 fadvise64:221:223 timer_create:222:107 timer_settime:223:110
+timer_gettime:224:108 timer_getoverrun:225:109 timer_delete:226:111 clock_gettime:228:113 clock_getres:229:114
+clock_nanosleep:230:115 exit_group:231:94 epoll_wait:232 epoll_ctl:233:21 waitid:247:95 openat:257:56
+newfstatat:262:79 readlinkat:267:78 faccessat:269:48 pselect6:270:72 ppoll:271:73 set_robust_list:273:99
+epoll_pwait:281:22 signalfd4:289:74 timerfd_create:283:85 timerfd_settime:286:86 timerfd_gettime:287:87
+eventfd2:290:19 epoll_create1:291:20 dup3:292:24 pipe2:293:59 getcpu:309:168 getrandom:318:278 membarrier:324:283
+copy_file_range:326:285 statx:332:291 rseq:334:293 close_range:436:436 faccessat2:439:439 arch_prctl:158
+"""
+# name:x86_64:aarch64 -> (argument, rule, values)
+CHECKED = {
+    "clone:56:220": (0, "bits", [0x10000]),  # CLONE_THREAD: threads, never processes
+    "kill:62:129": (0, "self", None),
+    "tgkill:234:131": (0, "self", None),
+    "prctl:157:167": (0, "in", [15, 16]),  # the thread's name
+    "prlimit64:302:261": (0, "in", [0]),  # of itself
+    "ioctl:16:29": (1, "in", [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451]),  # isatty, size, FIONREAD, asyncio's
+    # no F_SETOWN: the kernel would send signals in the program's name
+    "fcntl:72:25": (1, "in", [0, 1, 2, 3, 4, 5, 6, 7, 1030, 1031, 1032, 1034]),
+    "socketpair:53:199": (0, "in", [1]),  # asyncio wakes itself through one; a DGRAM pair could reach any address
+}
+CLONE3 = "clone3:435:435"  # ENOSYS, and glibc falls back to clone, whose flags a filter can read
+
+
+def syscall_number(entry, machine):
+    numbers = entry.split(":")[1:]
+    column = {"x86_64": 0, "aarch64": 1}[machine]
+    return int(numbers[column]) if column < len(numbers) else None
+
+
+def seccomp_filter(machine):
+    """The filter as bytes, and the byte offsets where the program's own process number goes after the fork."""
+    code, spots = [], []
+    allow, eperm, enosys, kill = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+
+    def ins(op, value, yes=0, no=0):
+        code.append(struct.pack("<HBBI", op, yes, no, value))
+
+    load, eq, ge, gt, bits, ret = 0x20, 0x15, 0x35, 0x25, 0x45, 0x06
+    ins(load, 4)  # the architecture first: numbers mean nothing without it
+    ins(eq, {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine], 1, 0)
+    ins(ret, kill)
+    ins(load, 0)
+    if machine == "x86_64":  # the x32 numbers
+        ins(ge, 0x40000000, 0, 1)
+        ins(ret, kill)
+    numbers = sorted(n for n in (syscall_number(e, machine) for e in SYSCALLS.split()) if n is not None)
+    ranges = []
+    for n in numbers:
+        if ranges and ranges[-1][1] == n - 1:
+            ranges[-1][1] = n
+        else:
+            ranges.append([n, n])
+    for low, high in ranges:  # forward jumps are one byte long, so each range carries its own return
+        if low == high:
+            ins(eq, low, 0, 1)
+        else:
+            ins(ge, low, 0, 2)
+            ins(gt, high, 1, 0)
+        ins(ret, allow)
+    ins(eq, syscall_number(CLONE3, machine), 0, 1)
+    ins(ret, enosys)
+    for entry, (argument, rule, values) in CHECKED.items():
+        values = [0] if rule == "self" else values
+        tail = 4 if entry.startswith("socketpair") else 0
+        ins(eq, syscall_number(entry, machine), 0, len(values) + 3 + tail)
+        ins(load, 16 + 8 * argument)
+        for i, value in enumerate(values):
+            if rule == "self":
+                spots.append(8 * len(code) + 4)
+            ins(bits if rule == "bits" else eq, value, len(values) - i, 0)
+        ins(ret, eperm)
+        if tail:  # the second argument too: SOCK_STREAM, whatever its flags
+            ins(load, 24)
+            ins(0x54, 0xF)
+            ins(eq, 1, 1, 0)
+            ins(ret, eperm)
+        ins(ret, allow)
+    ins(ret, eperm)
+    return b"".join(code), spots
+
+
+def landlock(libc, readable):
+    """Read-only view of the paths in `readable`, for this process and all it forks. Returns the kernel's ABI."""
+    libc.syscall.restype = ctypes.c_long
+    abi = libc.syscall(444, None, ctypes.c_size_t(0), 1)  # landlock_create_ruleset, LANDLOCK_CREATE_RULESET_VERSION
+    if abi < 1:
+        raise OSError(ctypes.get_errno(), "no Landlock in this kernel")
+    rights = (1 << (13 + (abi >= 2) + (abi >= 3))) - 1 | ((1 << 15) if abi >= 5 else 0)
+    # grown with the ABI, and an older kernel refuses unknown bits: files, then TCP, then abstract sockets and signals
+    attr = struct.pack("<QQQ", rights, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+    ruleset = libc.syscall(444, attr, ctypes.c_size_t(len(attr)), 0)
+    if ruleset < 0:
+        raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
+    for path in readable:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
+        right = 4 | 8 if os.path.isdir(path) else 4  # READ_FILE, READ_DIR
+        if libc.syscall(445, ruleset, 1, struct.pack("<Qi", right, fd), 0):
+            raise OSError(ctypes.get_errno(), f"landlock_add_rule {path}")
+        os.close(fd)
+    if libc.syscall(446, ruleset, 0):
+        raise OSError(ctypes.get_errno(), "landlock_restrict_self")
+    os.close(ruleset)
+    return abi
+
+
+def namespaces(libc):
+    """Own users, network, System V objects and process numbers, as far as the kernel lets us; extra, never required."""
+    user, pid, net, ipc = 0x10000000, 0x20000000, 0x40000000, 0x08000000
+    uid, gid = os.getuid(), os.getgid()
+    for flags, names in (
+        (user | pid | net | ipc, "user pid net ipc"), (pid | net | ipc, "pid net ipc"), (user | net, "user net")
+    ):  # fmt: skip
+        if libc.unshare(flags) == 0:
+            if flags & user:
+                for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+                    with contextlib.suppress(OSError), open(f"/proc/self/{file}", "w") as f:
+                        f.write(text)
+            return names.split()
+    return []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the server
+
+
+def put_on_layers(options):
+    """Everything that holds for all programs of this server, once. Returns what each program still needs."""
+    active, notes = ["rlimits"], {}
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    layers = {"active": active, "libc": libc, "notes": notes, "basic": options["basic"]}
+    layers["null"] = os.open(os.devnull, os.O_RDONLY)
+    without = options["without"]
+    for name in without:
+        notes[name] = "switched off"
+    if "rlimits" in without:
+        active.remove("rlimits")
+    if libc is None:
+        return layers
+    # No capability is left, in our namespace or outside: root could raise limits and step over file permissions.
+    try:
+        for cap in range(64):
+            libc.prctl(24, cap, 0, 0, 0)  # PR_CAPBSET_DROP
+        libc.capset(struct.pack("<Ii", 0x20080522, 0), bytes(24))
+        if "no_new_privs" not in without and libc.prctl(38, 1, 0, 0, 0) == 0:
+            active.append("no_new_privs")
+        if "landlock" not in without:
+            layers["landlock_abi"] = landlock(libc, options["readable"])
+            active.append("landlock")
+    except OSError as error:
+        notes["landlock"] = str(error)
+    try:
+        if "seccomp" not in without:
+            machine = os.uname().machine
+            if machine not in ("x86_64", "aarch64"):
+                raise OSError(0, f"no system call table for {machine}")
+            code, spots = seccomp_filter(machine)
+            buffer = ctypes.create_string_buffer(code, len(code))
+            program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer)))
+            if libc.prctl(22, 2, 0, 0, 0) == 0 or ctypes.get_errno() != 14:  # EFAULT: the kernel knows filters
+                raise OSError(ctypes.get_errno(), "no seccomp filters in this kernel")
+            layers["filter"] = (buffer, spots, program)
+            active.append("seccomp")
+    except OSError as error:
+        notes["seccomp"] = str(error)
+    return layers
+
+
+def watch(pid, pidfd, control, cpu_s, wall_s, tests, progress):
+    """Wait for the program; kill it at its limits, when asked to, or when the caller is gone.
+
+    Limits count from the last progress, that is growth of the answers file (its size is all that is read). A program
+    that keeps using the CPU gets four times the wall limit, since a loaded machine must not decide verdicts.
+    """
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    poller.register(control, select.POLLIN)
+    begin = mark = time.monotonic()
+    clock, cpu_mark, size, why = (~pid << 3) | 2, 0.0, 0, 0
+    while True:
+        ready = [fd for fd, _ in poller.poll(100)]
+        if pidfd in ready:
+            break
+        if control.fileno() in ready:
+            data = control.recv(1)
+            why = ASKED
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0) if not data else None
+            if not data:
+                os._exit(0)
+            break
+        try:
+            cpu, now = time.clock_gettime(clock), time.monotonic()
+        except OSError:  # it has just ended
+            continue
+        if progress >= 0 and (grown := os.fstat(progress).st_size) != size:
+            size, mark, cpu_mark = grown, now, cpu
+        idle = cpu - cpu_mark < 0.1 * (now - mark)
+        late = now - mark > wall_s * (1 if idle else 4) or now - begin > tests * wall_s * (1 if idle else 4)
+        if cpu - cpu_mark > cpu_s or cpu > tests * cpu_s or late:
+            why = WALL if late and idle else CPU
+            os.kill(pid, signal.SIGKILL)
+            break
+    _, status, usage = os.wait4(pid, 0)
+    return status, usage.ru_utime + usage.ru_stime, time.monotonic() - begin, usage.ru_maxrss << 10, why
+
+
+def serve(control, layers):
+    """Fork a program for every packet. File descriptors pass through unread."""
+    layers["pid"] = os.getpid()
+    report = {k: layers[k] for k in ("active", "notes", "namespaces", "landlock_abi") if k in layers}
+    control.send(json.dumps(report).encode())
+    gc.collect()
+    gc.freeze()  # or the first collection in each child would copy every page
+    while True:
+        packet, fds, _, _ = socket.recv_fds(control, REQUEST.size, 8)
+        if not packet:
+            os._exit(0)
+        mode, cpu_s, wall_s, memory, output, tests = REQUEST.unpack(packet)
+        pid = os.fork()
+        if pid == 0:
+            child(mode, fds, cpu_s * tests, memory, output, layers)
+        pidfd = os.pidfd_open(pid)
+        done = watch(pid, pidfd, control, cpu_s, wall_s, tests, fds[3] if mode != RUN else -1)
+        for fd in (*fds, pidfd):
+            os.close(fd)
+        control.send(REPLY.pack(*done))
+
+
+def start_server(fd, options):
+    """The outer process keeps the namespace's first process, the server, and ends when the caller has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:
+        f.write("900")
+    sys.path[:] = options["path"]
+    for name in ("exit", "quit"):  # what `site` adds and -S leaves out
+        setattr(builtins, name, __import__("_sitebuiltins").Quitter(name, "Ctrl-D (i.e. EOF)"))
+    for name in options["preload"]:  # imported once here, shared by every fork
+        with contextlib.suppress(Exception):
+            __import__(name)
+    if os.getppid() != options["caller"]:
+        os._exit(1)
+    libc = ctypes.CDLL(None, use_errno=True)
+    spaces = namespaces(libc) if "namespaces" not in options["without"] else []
+    outer = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        libc.prctl(1, 9, 0, 0, 0)
+        if "pid" not in spaces and os.getppid() != outer:
+            os._exit(1)
+        layers = put_on_layers(options)
+        layers["namespaces"] = spaces
+        serve(socket.socket(fileno=fd), layers)
+    os.close(fd)
+    pidfd = os.pidfd_open(pid)
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    while not poller.poll(1000):  # not PDEATHSIG: that fires when the caller's *thread* ends
+        if os.getppid() != options["caller"]:
+            os.kill(pid, signal.SIGKILL)
+    os._exit(0)
+
+
+SERVER_PARTS = (
+    encode, decode, freeze, child, confine, load, finish, run_program, resolve, error_answer, run_calls, send, receive,
+    serve_calls, Unsupported, Dead, Remote, ask, free_names, run_tests, syscall_number, seccomp_filter, landlock,
+    namespaces, put_on_layers, watch, serve, start_server,
+)  # fmt: skip
+SERVER_IMPORTS = (
+    "import ast, atexit, builtins, contextlib, ctypes, fcntl, gc, json, os, resource, select, signal, socket, struct, "
+    "sys, threading, time, types"
+)
+# What programs of contests and textbooks import nearly always; half a program's run time would go into importing it.
+PRELOAD = "collections functools heapq itertools math bisect string typing re random operator copy io".split()
+
+
+@functools.cache
+def server_source():
+    """The functions above as one text for `python -c`, so that the server never loads this file."""
+    constants = {
+        k: globals()[k] for k in (
+            "MAX_DEPTH", "RUN", "CALLS", "SERVE", "TEST", "EXIT_SYNTAX", "EXIT_BROKEN", "WALL", "CPU", "ASKED", "SYSCALLS",
+            "CHECKED", "CLONE3",
+        )
+    }  # fmt: skip
+    lines = [SERVER_IMPORTS, *(f"{k} = {v!r}" for k, v in constants.items())]
+    lines.append(f"PLAIN = {{t.__name__: t for t in ({', '.join(PLAIN)},)}}")
+    lines.append("REQUEST, REPLY = struct.Struct('<iddqqi'), struct.Struct('<iddqi')")
+    lines += [inspect.getsource(part) for part in SERVER_PARTS]
+    return "\n".join(lines) + "\nstart_server(int(sys.argv[1]), json.loads(sys.argv[2]))\n"
+
+
+def readable_paths():
+    """What a program may read: the interpreter's libraries, the installed packages, the C libraries, time zones."""
+    paths = sysconfig.get_paths()
+    keep = [paths[k] for k in ("stdlib", "platstdlib", "purelib", "platlib")]
+    keep += [os.path.join(sys.base_prefix, "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"]
+    keep += ["/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom"]
+    return list(dict.fromkeys(p for p in keep if os.path.exists(p)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the caller's side: one worker is one server
+
+
+class WorkerDied(Exception):
+    pass
+
+
+def memory_file(data=b""):
+    """An unnamed file in memory: the program's stdin is a regular file (fast readers ask for its size), and its stdout
+    is one too, so nobody needs to keep a pipe from filling and RLIMIT_FSIZE caps a flood."""
+    fd = os.memfd_create("io", os.MFD_CLOEXEC)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def contents(fd, limit, tail=False):
+    size = os.fstat(fd).st_size
+    return os.pread(fd, min(size, limit), max(0, size - limit) if tail else 0)
+
+
+@dataclass
+class Run:
+    """What one process left: how it ended, what it cost (seconds, bytes), what it wrote."""
+
+    status: int
+    cpu: float
+    wall: float
+    rss: int
+    why: int
+    out: bytes = b""
+    err: str = ""
+    answers: bytes = b""
+    word: str = ""  # the verdict its end alone gives, "" if it ended well
+    flooded: bool = False
+
+
+class Worker:
+    """One server process. `run` blocks; a dead server raises WorkerDied and is replaced at the next `run`."""
+
+    def __init__(self, level, without=()):
+        self.options = {
+            "basic": level == "basic",
+            "without": list(without),
+            "readable": readable_paths(),
+            "path": [sysconfig.get_paths()[k] for k in ("stdlib",)]
+            + [os.path.join(sysconfig.get_paths()["platstdlib"], "lib-dynload")]
+            + [p for p in sys.path if p.endswith("lib-dynload")][:1]
+            + list(dict.fromkeys(sysconfig.get_paths()[k] for k in ("purelib", "platlib"))),
+            "preload": PRELOAD,
+            "caller": os.getpid(),
+        }
+        self.process = self.control = None
+        self.layers = {}
+
+    def start(self):
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The stack limit must hold before the interpreter starts: the kernel lays out memory at exec.
+        first = (
+            "import os,resource as r,sys\nh=r.getrlimit(r.RLIMIT_STACK)[1]\n"
+            "r.setrlimit(r.RLIMIT_STACK,(1<<28 if h<0 else min(1<<28,h),h))\nos.execv(sys.executable,sys.argv[1:])"
+        )
+        flags = [sys.executable, "-s", "-S", "-P", "-X", "utf8"]
+        threads = {f"{k}_NUM_THREADS": "1" for k in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
+        with there:
+            self.process = subprocess.Popen(
+                [*flags, "-c", first, *flags, "-c", server_source(), str(there.fileno()), json.dumps(self.options)],
+                env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", **threads},
+                pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE, cwd="/", start_new_session=True,
+            )  # fmt: skip
+        here.settimeout(60)
+        self.control = here
+        hello = b""
+        with contextlib.suppress(OSError):
+            hello = here.recv(1 << 16)
+        if not hello:
+            self.process.kill()
+            text = self.process.stderr.read().decode(errors="replace").strip()
+            self.close()
+            raise SandboxError(f"the sandbox server did not start: {text[-300:] or 'no message'}")
+        self.process.stderr.close()
+        self.layers = json.loads(hello)
+
+    def close(self):
+        if self.control:
+            self.control.close()
+        if self.process:
+            self.process.kill()  # the server is its child and dies with it, and the program with the server
+            self.process.wait()
+        self.process = self.control = None
+
+    def run(self, mode, fds, limits, tests=1, while_waiting=None):
+        """One process over the descriptors `fds` (job, stdout, stderr, ...). Returns a Run without its output."""
+        if self.process is None:
+            self.start()
+        output = limits.output_mb << 20
+        request = REQUEST.pack(mode, limits.cpu_s, limits.wall_s, limits.memory_mb << 20, output, tests)
+        deadline = time.monotonic() + 5 * limits.wall_s * tests + 5 * limits.cpu_s * tests + 30
+        try:
+            socket.send_fds(self.control, [request], fds)
+            while True:
+                self.control.settimeout(0.3 if while_waiting else max(1.0, deadline - time.monotonic()))
+                try:
+                    reply = self.control.recv(REPLY.size)
+                    break
+                except TimeoutError:
+                    if while_waiting and while_waiting():
+                        self.control.send(b"k")
+                        while_waiting = None
+                    if time.monotonic() > deadline:
+                        raise
+        except OSError as error:
+            self.close()
+            raise WorkerDied(str(error)) from None
+        except BaseException:  # Ctrl-C between question and answer: the next answer would be the wrong one's
+            self.close()
+            raise
+        if len(reply) != REPLY.size:
+            self.close()
+            raise WorkerDied("the sandbox server died")
+        return Run(*REPLY.unpack(reply))
+
+
+def ending(run, limits, tests=1):
+    """The verdict word a process's end gives, "" if it ended well. Text on stderr only ever picks among failures."""
+    signal_number = run.status & 127
+    code = run.status >> 8
+    last = run.err.strip().rsplit("\n", 1)[-1]
+    if run.flooded or signal_number == getattr(signal, "SIGXFSZ", -1):
+        return "output_limit"
+    if run.why in (WALL, CPU) or run.cpu > limits.cpu_s * tests or signal_number == getattr(signal, "SIGXCPU", -1):
+        return "timeout"
+    if run.status == 0:
+        return ""
+    if last.startswith("MemoryError") or (signal_number and run.rss > 0.9 * (limits.memory_mb << 20)):
+        return "memory"
+    if code == EXIT_SYNTAX and not signal_number:
+        return "syntax_error"
+    if code == EXIT_BROKEN and run.err.startswith("cannot confine the program"):
+        return "harness_error"
+    if signal_number == signal.SIGSYS or last.startswith("PermissionError"):
+        return "sandbox_violation"
+    return "runtime_error"

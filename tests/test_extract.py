@@ -1,0 +1,261 @@
+"""extract.py: one row a behaviour, then properties that hold for every string. Nothing is downloaded.
+
+    pytest tests/test_extract.py                # about 15 s
+    pytest tests/test_extract.py -m slow        # 2,000 hostile texts through every mode
+"""
+
+import ast
+import random
+import re
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+import extract
+from extract import MODES, Compiler, extract_code, fuzz, garblings
+
+F = "def f(x):\n    return x + 1"
+USE = "print(f(2))"
+
+
+def fence(code, tag="python", mark="```"):
+    return f"{mark}{tag}\n{code}\n{mark}"
+
+
+DOC = f'def f(x):\n    """Example:\n\n    {fence("f(1)")}\n    """\n    return x + 1'
+DOC_INDENTED = DOC.replace("\nf(1)\n```", "\n    f(1)\n    ```")
+STUB = 'def f(x):\n    """Adds one."""'
+CUT = "def f(x):\n    y = x\n    return y\n\ndef g(x):\n    z = (x +"
+
+# (name, response, mode, expected): expected is the program (has a newline, a space or a bracket) or the reason.
+TABLE = [
+    # the released rules, to the letter
+    ("paper one block", f"Sure\n{fence(F)}\nok", "paper", F),
+    ("paper any word as tag", fence(F, "java"), "paper", F),
+    ("paper trailing space after tag", fence(F, "python "), "paper", "no_block"),
+    ("paper CRLF", fence(F).replace("\n", "\r\n"), "paper", "no_block"),
+    ("paper tilde", fence(F, mark="~~~"), "paper", "no_block"),
+    ("paper unclosed", "```python\n" + F, "paper", "unclosed"),
+    ("paper two blocks", fence(F) + "\n" + fence(USE), "paper", "many_blocks"),
+    ("paper thoughts count", f"<think>{fence(F)}</think>\n{fence(F)}", "paper", "many_blocks"),
+    ("paper accepts prose", fence("hello there".split()[0] + " # a"), "paper", "hello # a"),
+    ("paper accepts a lone return", fence("return 1"), "paper", "return 1"),
+    ("paper syntax error", fence("print 1"), "paper", "syntax_error"),
+    ("paper empty", fence(""), "paper", "empty"),
+    ("paper cuts at backticks in a string", fence(DOC_INDENTED), "paper", "many_blocks"),
+    ("last takes the last", fence(F) + "\n" + fence(USE), "last", USE),
+    ("last does not parse", fence("print 1"), "last", "print 1"),
+    ("last none", "no code", "last", "no_block"),
+    # strict: fences
+    *[(f"strict tag {tag!r}", fence(F, tag), "strict", F) for tag in
+      ("python", "py", "python3", "Python 3.11", "{.python}", "", "PYTHON", " python ", "python:main.py", 'py title="a"',
+       "python3.11", "language-python", "{.python .numberLines}")],
+    *[(f"strict other tag {tag!r}", fence(F, tag), "strict", "not_python") for tag in
+      ("c++", "java", "bash", "pytb", "pyx", "text", "c++ python")],
+    ("strict tilde", fence(F, mark="~~~"), "strict", F),
+    ("strict long fence", fence(F, mark="`````"), "strict", F),
+    ("strict indented fence", "1. so:\n\n   ```python\n   def f(x):\n       return x + 1\n   ```", "strict", F),
+    ("strict quoted fence", "> ```python\n> def f(x):\n>     return x + 1\n> ```", "strict", F),
+    ("strict CRLF", fence(F).replace("\n", "\r\n") + "\r\n", "strict", F),
+    ("strict trailing spaces", f"```python  \n{F}\n```   ", "strict", F),
+    ("strict fence behind prose", f"Answer: ```python\n{F}\n```", "strict", F),
+    ("strict closing fence on the last line", f"```python\n{F}```\nprose", "strict", F),
+    ("strict prose behind the closing fence", f"```python\n{F}\n``` That is all.", "strict", F),
+    ("strict fence in a docstring", fence(DOC_INDENTED) + "\nok", "strict", DOC_INDENTED),
+    ("strict long fence around a short one", fence(DOC_INDENTED, mark="````"), "strict", DOC_INDENTED),
+    ("strict unclosed", "```python\n" + F, "strict", "unclosed"),
+    ("strict stray fence after the block", fence(F) + "\n```\n", "strict", F),
+    # strict: which blocks count
+    ("strict empty", " \n", "strict", "empty"),
+    ("strict no fence", F, "strict", "no_block"),
+    ("strict two programs", fence(F) + fence("\n" + USE), "strict", "many_blocks"),
+    ("strict two attempts, one broken", fence(F) + "\n" + fence("def g(:"), "strict", "many_blocks"),
+    ("strict other languages do not count", fence(F) + "\n" + fence("f 1", "bash"), "strict", F),
+    ("strict output does not count", fence(F) + "\n" + fence("3\n4", ""), "strict", F),
+    ("strict thoughts do not count", f"<think>\n{fence(USE)}\n</think>\n{fence(F)}", "strict", F),
+    ("strict thoughts opened by the prompt", f"hm\n{fence(USE)}\n</think>\n{fence(F)}", "strict", F),
+    ("strict thought never closed", f"<think>\n{fence(F)}", "strict", "unclosed"),
+    ("strict tags in the program", fence("a = '<think>'\nb = '</think>'\n" + F), "strict",
+     "a = '<think>'\nb = '</think>'\n" + F),
+    ("strict lone return", fence("return 1"), "strict", "syntax_error"),
+    ("strict Python 2", fence("print 1"), "strict", "syntax_error"),
+    *[(f"strict vacuous {code!r}", fence(code), "strict", "vacuous") for code in
+      ("hello", "# a", '"""doc"""', "import os", "pass", "1 + 2", "x: int", "...", "if True:\n    pass")],
+    ("strict blank block", fence("  "), "strict", "empty"),
+    ("strict nul", fence("x = 1\0"), "strict", "syntax_error"),
+    ("strict surrogate", fence("x = '\ud800'"), "strict", "syntax_error"),
+    ("strict too large", fence("x = 1\n" * 60_000), "strict", "too_large"),
+    ("strict form feed", fence("x = 1\n\f\n" + F), "strict", "x = 1\n\f\n" + F),
+    # recover
+    ("recover skips the usage block", fence(F) + "\n" + fence(USE), "recover", F),
+    ("recover the last of two programs", fence(F) + "\n" + fence(F.replace("1", "2")), "recover", F.replace("1", "2")),
+    ("recover merges what is used", fence("import math") + "\n" + fence("def f(x):\n    return math.sqrt(x)"), "recover",
+     "def f(x):\n    return math.sqrt(x)"),
+    ("recover merges a helper", fence(F) + "\nthen\n" + fence("def g(x):\n    return f(f(x))"), "recover",
+     F + "\n\ndef g(x):\n    return f(f(x))"),
+    ("recover ignores tests", fence(F) + "\n" + fence("def test_f():\n    assert f(1) == 2"), "recover", F),
+    ("recover unclosed", "Here:\n```python\n" + F, "recover", F),
+    ("recover cut", "```python\n" + CUT, "recover", "def f(x):\n    y = x\n    return y"),
+    ("recover no fence", f"This adds one.\n\n{F}\n\nNote that it is fast.", "recover", F),
+    ("recover indented without fence", "Like so:\n\n    def f(x):\n        return x + 1\n\nDone.", "recover", F),
+    ("recover doctest", fence(">>> def f(x):\n...     return x + 1\n>>> f(1)\n2"), "recover", F + "\nf(1)"),
+    ("recover magics", fence("%matplotlib inline\n!pip install x\n" + F), "recover", F),
+    ("recover line numbers", fence("1  def f(x):\n2      return x + 1"), "recover", F),
+    ("recover line numbers with colons", fence(" 9: def f(x):\n10:     return x + 1"), "recover", F),
+    ("recover smart quotes", fence("def f(x):\n    return “it’s” + x"), "recover", 'def f(x):\n    return "it’s" + x'),
+    ("recover non-breaking spaces", fence("def f(x):\n\u00a0\u00a0\u00a0 return x + 1"), "recover", F),
+    ("recover entities", fence("def f(x):\n    return x &lt; 1"), "recover", "def f(x):\n    return x < 1"),
+    ("recover uniform indentation", fence("    def f(x):\n        return x + 1"), "recover", F),
+    ("recover prose in the fence", fence(F + "\n\nThis returns the next number."), "recover", F),
+    ("recover prose before the code in the fence", fence("Here is the code:\n" + F), "recover", F),
+    ("recover the echoed stub", fence(STUB) + "\n" + fence(STUB + "\n    return x + 1"), "recover",
+     STUB + "\n    return x + 1"),
+    ("recover the stub comes last", fence(F) + "\n" + fence("def f(x):\n    pass"), "recover", F),
+    ("recover wrong tag", fence(F, "text"), "recover", F),
+    ("recover from thoughts only", f"<think>\n{fence(F)}", "recover", F),
+    ("recover prose", "I think that is correct: well done.\nYes\nno", "recover", "no_block"),
+    ("recover Java", fence("public class A { int x; }", "java"), "recover", "not_python"),
+    ("recover nothing", "", "recover", "empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("response, mode, expected", [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_table(response, mode, expected):
+    code, reason = extract_code(response, mode)
+    if expected in extract.REASONS:
+        assert (code, reason) == (None, expected)
+    elif mode in ("paper", "last"):
+        assert (code, reason) == (expected, "ok")
+    elif "merges what" in expected or expected.startswith("def f(x):\n    return math"):
+        assert reason == "ok" and code.startswith("import math") and code.endswith(expected)
+    else:
+        assert reason == "ok" and code.strip() == expected.strip()
+
+
+SOLUTION = "class Solution:\n    def add(self, x):\n        return x + 1"
+
+
+@pytest.mark.parametrize("code, entry_point, reason", [
+    (F, "f", "ok"), (F, "g", "no_entry_point"), (SOLUTION, "Solution.add", "ok"), (SOLUTION, "add", "no_entry_point"),
+    (SOLUTION, "Solution.sub", "no_entry_point"), (F, "Solution.f", "no_entry_point"), ("f = lambda x: x", "f", "ok"),
+    ("from math import sqrt as f\nx = 1", "f", "ok"), ("try:\n    f = 1\nexcept ValueError:\n    f = 2", "f", "ok"),
+    (SOLUTION.replace("Solution", "Base") + "\nclass Solution(Base):\n    x = 1", "Solution.add", "ok"),
+    ("def g():\n    def f(): return 1\n    return f", "f", "no_entry_point"), ("x = [f for f in y]", "f", "no_entry_point"),
+])  # fmt: skip
+def test_entry_point(code, entry_point, reason):
+    for mode in ("strict", "recover"):
+        assert extract_code(fence(code), mode, entry_point).reason == reason
+
+
+def test_entry_point_chooses_the_block():
+    both = fence(F) + "\n" + fence(F.replace("f(", "g("))
+    assert extract_code(both, "recover", "f").code == F
+    assert extract_code(both, "recover", "g").code == F.replace("f(", "g(")
+
+
+def released_rule(text):
+    """The reward rule of the released code, written out again from its description."""
+    found = re.findall("`{3}(?:\\w+)?\n([\\s\\S]*?)`{3}", text)
+    if len(found) != 1:
+        return ""
+    try:
+        ast.parse(found[0].strip())
+    except Exception:
+        return ""
+    return found[0].strip()
+
+
+def test_paper_agrees_with_the_released_rule():
+    rng = random.Random(1)
+    responses = [row[1] for row in TABLE if "large" not in row[0]]
+    responses += [extract.hostile(rng, responses) for _ in range(1500)]
+    assert sum(bool(released_rule(text)) for text in responses) > 30
+    for text in responses:
+        assert (extract_code(text, "paper").code or "") == released_rule(text), text
+
+
+def test_properties_of_hostile_texts():
+    assert fuzz(200, seed=3)["slowest_s"] < 5  # fuzz() itself asserts the contract of each answer
+
+
+@pytest.mark.slow
+def test_many_hostile_texts():
+    assert fuzz(2000, seed=4)["slowest_s"] < 5
+
+
+def nested_finally(depth):
+    lines = [line for i in range(depth) for line in (" " * i + "try: pass", " " * i + "finally:")]
+    return "\n".join([*lines, " " * depth + "x = 1"])
+
+
+HUGE = {
+    "backticks": "`" * 10_000_000, "nul": "\0" * 3_000_000, "brackets": fence("(" * 100_000),
+    "sum": fence("x = " + "+".join("1" * 60_000)), "attributes": fence("x = a" + ".b" * 60_000),
+    "finally": fence(nested_finally(19)), "opening fences": "```python\n" * 300_000, "code": (F + "\n") * 120_000,
+    "prose": "if you can see this: well, no.\n" * 100_000, "quotes": '"' * 3_000_000, "escapes": fence("x = '\\d'"),
+    "blocks": (fence(F) + "\n") * 80_000, "triple quotes": fence('"""\n') * 100_000, "thoughts": "<think>" * 400_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_huge_texts_end_soon(name):
+    for mode in MODES:
+        start = time.perf_counter()
+        extract_code(HUGE[name], mode)
+        assert time.perf_counter() - start < 5
+
+
+def test_attempts_and_size_are_limited(monkeypatch):
+    compiled = []
+    check = Compiler._check
+    monkeypatch.setattr(Compiler, "_check", lambda self, *a: (compiled.append(self), check(self, *a))[1])
+    extract_code((F + " x\n") * 5_000, "recover")
+    for compiler in set(compiled):
+        assert compiler.attempts >= 0 and compiler.chars >= 0
+
+
+def test_warnings_do_not_refuse_a_program():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert extract_code(fence("x = '\\d'"), "strict").reason == "ok"
+
+
+def test_strict_is_fast_enough_for_every_rollout():
+    text = f"Sure.\n{fence(F)}\nDone."
+    start = time.perf_counter()
+    for _ in range(2000):
+        extract_code(text)
+    assert time.perf_counter() - start < 4
+
+
+def test_garbled_programs_come_back():
+    code = 'import re\n\ndef f(text):\n    """Words."""\n    if not text:\n        return []\n    return re.findall("[a-z]+", text)'
+    for kind, (text, truth) in garblings(code, random.Random(0)).items():
+        got = extract_code(text, "recover").code
+        assert got and ast.dump(ast.parse(got)) == ast.dump(ast.parse(truth)), kind
+
+
+def test_unknown_mode():
+    with pytest.raises(ValueError, match="expected one of paper, last, strict, recover"):
+        extract_code("", "lenient")
+
+
+def run(*args, text=""):
+    script = str(Path(extract.__file__))
+    return subprocess.run([sys.executable, script, *args], input=text, capture_output=True, text=True, encoding="utf-8")
+
+
+def test_command_line(tmp_path):
+    path = tmp_path / "response.txt"
+    path.write_text(fence(F) + "\n" + fence(USE))
+    ok = run("--mode", "recover", "--explain", str(path))
+    assert (ok.returncode, ok.stdout) == (0, F + "\n") and "won" in ok.stderr and "usage" in ok.stderr
+    refused = run(text=path.read_text())
+    assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", "many_blocks\n")
+    missing = run(str(tmp_path / "none.txt"))
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "none.txt" in missing.stderr
+    assert run("--entry-point", "g", "-", text=fence(F)).stderr == "no_entry_point\n"

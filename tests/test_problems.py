@@ -1,0 +1,144 @@
+"""The toy world and the loaders.    pytest tests/test_problems.py"""
+
+import json
+
+import pytest
+
+import problems
+from problems import Problem, UserError, load_problems, policy_prompt
+from sandbox import Sandbox
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {name: problems.toy_problems(name) for name in ("train", "untested", "test")}
+
+
+def compositions(split, unseen=False, count=500):
+    stream = problems.toy_stream(split, unseen=unseen)
+    return [next(stream)[0] for _ in range(count)]
+
+
+def test_toy_sizes(splits):
+    assert {name: len(ps) for name, ps in splits.items()} == {"train": 3000, "untested": 4000, "test": 256}
+    assert sum(p.source == "toy:unseen" for p in splits["test"]) == 64
+    statements = [p.prompt for ps in splits.values() for p in ps]
+    assert len(set(statements)) == len(statements) >= 5000
+
+
+def test_no_composition_in_two_splits():
+    seen = {}
+    for split, unseen in (("pretrain", False), ("train", False), ("untested", False), ("test", False), ("test", True)):
+        for composition in compositions(split, unseen):
+            assert seen.setdefault(composition.names, (split, unseen)) == (split, unseen)
+
+
+def test_unseen_part_has_combinations_and_phrasings_never_trained_on(splits):
+    def pairs_of(composition):
+        return {(a.name, b.name) for a, b in zip(composition.steps, composition.steps[1:], strict=False)}
+
+    trained = set().union(*(pairs_of(c) for s in ("pretrain", "train", "untested") for c in compositions(s, count=3000)))
+    assert all(pairs_of(c) - trained for c in compositions("test", unseen=True, count=100))
+    seen = {p.format(k=k) for op in problems.STEPS + problems.REDUCTIONS for p in op.phrasings[:-1] for k in op.ks}
+    held_out = {op.phrasings[-1].format(k=k) for op in problems.STEPS + problems.REDUCTIONS for k in op.ks}
+    assert not seen & held_out
+    assert all(any(h in p.prompt for h in held_out) for p in splits["test"] if p.source == "toy:unseen")
+
+
+def test_toy_tests_include_the_edges(splits):
+    for problem in splits["train"][:200]:
+        inputs = [case["args"][0] for case in problem.tests.cases]
+        assert len(inputs) >= 10 and [] in inputs and max(map(len, inputs)) >= 30
+        assert any(x < 0 for xs in inputs for x in xs)
+        assert any(len(set(xs)) < len(xs) for xs in inputs)
+    assert all(p.tests is None and p.solution is None for p in splits["untested"])
+
+
+def test_every_operation_has_two_seen_phrasings():
+    assert all(len(set(op.phrasings)) >= 3 for op in problems.STEPS + problems.REDUCTIONS)
+
+
+def test_reference_solutions_pass_in_the_sandbox(splits):
+    chosen = splits["train"][:150] + splits["test"][::4]
+    with Sandbox(workers=2) as sandbox:
+        results = sandbox.map([(p.solution, p.tests) for p in chosen])
+        without_return = "def solve(xs):\n    pass\n"
+        wrong = sandbox.run(without_return, chosen[0].tests)
+    assert [p.id for p, r in zip(chosen, results, strict=True) if not r.passed] == []
+    assert not wrong.passed
+
+
+def test_toy_problems_are_deterministic(splits):
+    assert problems.toy_problems("test") == splits["test"]
+
+
+def test_limit_keeps_both_parts_of_the_test_split():
+    assert {p.source for p in load_problems("toy:test", limit=8)} == {"toy:test", "toy:unseen"}
+
+
+ROW = {"id": "a", "prompt": "p", "tests": {"kind": "call", "entry_point": "f", "cases": [{"args": [1], "expected": 2}]}}
+
+
+def write(tmp_path, *rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return str(path)
+
+
+def test_own_schema(tmp_path):
+    (problem,) = load_problems(write(tmp_path, ROW))
+    assert problem.tests.cases == [{"args": [1], "expected": 2}] and problem.tests.entry_point == "f"
+
+
+@pytest.mark.parametrize(
+    "row, found",
+    [
+        ("not json", "row 2: not JSON"),
+        ({"id": "b"}, "row 2: no key 'prompt'"),
+        ({"id": "b", "prompt": None}, "row 2: key 'prompt' should be str"),
+        ({**ROW, "extra": 1}, "row 2: unknown key ['extra']"),
+        ({**ROW, "tests": {"kind": "other", "cases": []}}, "tests.kind 'other'"),
+        ({**ROW, "tests": {"kind": "call", "cases": [{"args": [1]}]}}, "a call case has keys"),
+        ({**ROW, "tests": {"kind": "call", "cases": []}}, "needs tests.entry_point"),
+        (ROW, "id 'a' appears twice"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named(tmp_path, row, found):
+    with pytest.raises(UserError, match=found.replace("[", r"\[").replace("]", r"\]")):
+        load_problems(write(tmp_path, ROW, row))
+
+
+@pytest.mark.parametrize("spec", ["nowhere.jsonl", "toy:other", "other:x.jsonl", "mbpp:nowhere.jsonl"])
+def test_a_spec_that_does_not_exist_is_named(spec):
+    with pytest.raises(UserError, match="nowhere.jsonl|toy:|other"):
+        load_problems(spec)
+
+
+def test_empty_file_and_min_tests(tmp_path):
+    with pytest.raises(UserError, match="no rows"):
+        load_problems(write(tmp_path))
+    with pytest.raises(UserError, match="min-tests 3"):
+        load_problems(write(tmp_path, ROW), min_tests=3)
+
+
+def test_mbpp_row(tmp_path):
+    row = {"text": "Add.", "code": "def add(a, b):\r\n  return a + b", "task_id": 7, "test_setup_code": "",
+           "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"], "challenge_test_list": []}  # fmt: skip
+    (problem,) = load_problems("mbpp:" + write(tmp_path, row))
+    assert "assert add(1, 2) == 3" in problem.prompt and "assert add(0, 0)" not in problem.prompt
+    assert problem.tests.kind == "assert" and "\r" not in problem.solution
+
+
+def test_humaneval_row_runs(tmp_path):
+    row = {"task_id": "HumanEval/x", "prompt": "def inc(x):\n    '''Adds one.'''\n", "canonical_solution": "    return x + 1\n",
+           "entry_point": "inc", "test": "def check(candidate):\n    assert candidate(1) == 2\n"}  # fmt: skip
+    (problem,) = load_problems("humaneval:" + write(tmp_path, row))
+    assert problem.starter in policy_prompt(problem)
+    with Sandbox(workers=1) as sandbox:
+        assert sandbox.run(problem.solution, problem.tests).passed
+        assert not sandbox.run("def inc(x):\n    return x\n", problem.tests).passed
+
+
+def test_lcb_prompt_places_the_format_behind_the_question():
+    prompt = policy_prompt(Problem("a", "Question?"), "lcb")
+    assert "Question?### Format: " in prompt and prompt.endswith("### Answer: (use the provided format with backticks)\n\n")

@@ -79,14 +79,18 @@ class Config:
         except TypeError as error:
             raise UserError(f"{where}: {str(error).replace('Config.__init__() ', '')}") from None
         if config.num_attention_heads % config.num_key_value_heads:
-            raise UserError(f"{where}: {config.num_attention_heads} query heads over {config.num_key_value_heads} kv heads")
+            raise UserError(
+                f"{where}: {config.num_attention_heads} query heads over {config.num_key_value_heads} kv heads"
+            )
         return config
 
     def to_dict(self, head):
         """config.json as transformers reads it."""
         name = "Qwen3ForCausalLM" if head == "lm" else "Qwen3ForSequenceClassification"
         raw = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        raw.update(architectures=[name], model_type="qwen3", hidden_act="silu", attention_bias=False, torch_dtype="float32")
+        raw.update(
+            architectures=[name], model_type="qwen3", hidden_act="silu", attention_bias=False, torch_dtype="float32"
+        )
         raw.update(attention_dropout=0.0, use_sliding_window=False, rope_scaling=None)
         if head == "score":  # num_labels = 1 is written as a label map with one entry
             raw.update(id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
@@ -369,6 +373,7 @@ def uniforms(seed, prompt_key, sample, count):
     >>> uniforms(0, 3, 1, 5)[:2].equal(uniforms(0, 3, 1, 2))
     True
     """
+
     def mix(x):  # splitmix64's finaliser, on Python integers
         x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
@@ -377,7 +382,9 @@ def uniforms(seed, prompt_key, sample, count):
     base = 0
     for part in (seed, prompt_key, sample):
         base = mix((base + part + 0x9E3779B97F4A7C15) % 2**64)
-    return torch.tensor([mix((base + (t + 1) * 0x9E3779B97F4A7C15) % 2**64) >> 11 for t in range(count)]).double() / 2**53
+    return (
+        torch.tensor([mix((base + (t + 1) * 0x9E3779B97F4A7C15) % 2**64) >> 11 for t in range(count)]).double() / 2**53
+    )
 
 
 def pick(logp_BV, u_B):
@@ -416,7 +423,9 @@ def generate(
     slots = max(map(len, prompts)) + max_new_tokens
     max_rows = min(max_rows, n * len(prompts))
     cache = KVCache(config, max_rows, slots, model.model.norm.weight.dtype, device)
-    hidden_RD = torch.zeros(max_rows, config.hidden_size, dtype=cache.k.dtype, device=device)  # at each row's last token
+    hidden_RD = torch.zeros(
+        max_rows, config.hidden_size, dtype=cache.k.dtype, device=device
+    )  # at each row's last token
     u_RT = torch.zeros(max_rows, max_new_tokens, dtype=torch.float64, device=device)
     waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))  # neighbours in length: little padding
     ready = deque()  # (prompt, sample, row of its prompt in a prefilled cache, that cache, hidden states)
@@ -612,7 +621,9 @@ def reward_input_ids(tokenizer, prompt, code, max_length=4096):
     closing = tokenizer.encode("<|im_end|>\n")
     opening = tokenizer.encode(tokenizer.chat([*turns[:1], {"role": "assistant", "content": ""}]))[: -len(closing)]
     if len(opening) + len(closing) >= max_length:
-        raise UserError(f"a prompt of {len(opening)} tokens leaves no room for a program: raise --max-length {max_length}")
+        raise UserError(
+            f"a prompt of {len(opening)} tokens leaves no room for a program: raise --max-length {max_length}"
+        )
     return ids[: max_length - len(closing)] + closing, True
 
 
@@ -639,7 +650,9 @@ class RewardModel:
     def __init__(self, path, device=None, max_length=4096, token_budget=16384):
         self.model = load_model(path, head="score", device=device).eval().requires_grad_(False)
         if self.model.head_source.startswith("zero"):
-            raise UserError(f"{path} has no score.weight, so it is not a reward model (--rm): train one with train_rm.py")
+            raise UserError(
+                f"{path} has no score.weight, so it is not a reward model (--rm): train one with train_rm.py"
+            )
         self.tokenizer = Tokenizer(path)
         self.device, self.max_length, self.token_budget = self.model.model.norm.weight.device, max_length, token_budget
         self.truncated = 0
@@ -708,7 +721,9 @@ def model_folder(path):
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(f"no folder at {path!r}, and as a hub id it cannot be had: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"no folder at {path!r}, and as a hub id it cannot be had: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def read_json(path):
@@ -765,7 +780,9 @@ def load_model(path, head="lm", dtype=None, device=None):
             for name in sorted(n for n, f in files.items() if f == file and n in expected):
                 tensor = weights.get_tensor(name)
                 if tensor.shape != expected[name].shape:
-                    raise UserError(f"{file}: {name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}")
+                    raise UserError(
+                        f"{file}: {name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
+                    )
                 set_parameter(model, name, tensor.to(device=device, dtype=dtype or torch.float32))
     if is_fresh:
         set_parameter(model, "score.weight", torch.zeros(1, config.hidden_size, device=device, dtype=dtype))
@@ -805,7 +822,11 @@ def save_model(model, tokenizer, folder, max_length=4096):
             if (tokenizer.path / file).is_file():
                 shutil.copyfile(tokenizer.path / file, folder / file)
     if model.head == "score":
-        reads = {"template": template_fingerprint(tokenizer, max_length), "max_length": max_length, "cut": "end of program"}
+        reads = {
+            "template": template_fingerprint(tokenizer, max_length),
+            "max_length": max_length,
+            "cut": "end of program",
+        }
         write_atomic(folder / "codescaler.json", json.dumps(reads, indent=1) + "\n")
 
 
@@ -828,7 +849,9 @@ def setup(device=None):
     rank 0 of 1. Raises UserError."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"--device {device}: expected cpu{' or cuda' if torch.cuda.is_available() else ''} on this machine")
+        raise UserError(
+            f"--device {device}: expected cpu{' or cuda' if torch.cuda.is_available() else ''} on this machine"
+        )
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         raise UserError(f"{world} ranks: training on several ranks is not built yet, use --nproc-per-node 1")
@@ -919,7 +942,9 @@ class Run:
             raise UserError(f"{file} cannot be read ({error}): start over with --no-resume") from None
         if self.rank == 0:
             step = state["step"] if state else 0
-            rows = [r for r in read_lines(self.dir / "metrics.csv")[1:] if r.endswith("\n") and int(r.split(",")[0]) <= step]
+            rows = [
+                r for r in read_lines(self.dir / "metrics.csv")[1:] if r.endswith("\n") and int(r.split(",")[0]) <= step
+            ]
             write_atomic(self.dir / "metrics.csv", ",".join(self.columns) + "\n" + "".join(rows))
         return state
 
@@ -1034,7 +1059,15 @@ def generate_command(argv):
     model, tokenizer = load_model(args.model, device=args.device), Tokenizer(args.model)
     ids = tokenizer.encode(tokenizer.chat([{"role": "user", "content": args.prompt}], add_generation_prompt=True))
     completions = generate(
-        model, [ids], args.n, args.max_new_tokens, args.temperature, args.top_p, args.top_k, tokenizer.stop_ids, args.seed
+        model,
+        [ids],
+        args.n,
+        args.max_new_tokens,
+        args.temperature,
+        args.top_p,
+        args.top_k,
+        tokenizer.stop_ids,
+        args.seed,
     )[0]
     for number, c in enumerate(completions, 1):
         end = "finished" if c.finished else "cut off by --max-new-tokens"

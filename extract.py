@@ -35,6 +35,9 @@ REASONS = ("ok", "empty", "no_block", "many_blocks", "unclosed", "not_python", "
 MAX_SOURCE = 256 * 1024  # bytes of UTF-8 in one program; a 16k-token response is about 64 KiB
 MAX_ATTEMPTS = 64  # compilations in one call
 MAX_COMPILED = 4 * 1024 * 1024  # characters compiled in one call
+MAX_BLOCKS = 64  # fenced blocks looked at
+MAX_FENCE_LINE = 1000  # characters; a longer line is no fence
+MAX_SECONDS = 3.0  # `recover` stops looking for candidates then: a net below the other limits
 MAX_CODEGEN = 500_000  # statements the compiler may emit, see emitted()
 
 
@@ -68,9 +71,10 @@ class Compiler:
 
     def __init__(self):
         self.attempts, self.chars, self.known = MAX_ATTEMPTS, MAX_COMPILED, {}
+        self.deadline = float("inf")
 
     def exhausted(self) -> bool:
-        return self.attempts <= 0 or self.chars <= 0
+        return self.attempts <= 0 or self.chars <= 0 or time.monotonic() > self.deadline
 
     def check(self, source: str, parse_only=False) -> Verdict:
         """ok, empty, vacuous, syntax_error or too_large (also when the limits of the call are spent). Never raises.
@@ -86,7 +90,7 @@ class Compiler:
             return Verdict("empty")
         if len(source) > MAX_SOURCE or len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE:
             return Verdict("too_large")
-        if self.attempts <= 0 or self.chars < len(source):
+        if self.exhausted() or self.chars < len(source):
             self.attempts = 0
             return Verdict("too_large", message="compile budget spent")
         self.attempts, self.chars = self.attempts - 1, self.chars - len(source)
@@ -122,7 +126,9 @@ def emitted(body) -> int:
         statement, copies = pending.pop()
         total += copies
         finals = getattr(statement, "finalbody", None) or []
-        exits = 2 + sum(isinstance(n, ast.Return | ast.Break | ast.Continue) for n in ast.walk(statement)) if finals else 0
+        exits = (
+            2 + sum(isinstance(n, ast.Return | ast.Break | ast.Continue) for n in ast.walk(statement)) if finals else 0
+        )
         for field in ("body", "orelse", "handlers", "cases"):
             inner = getattr(statement, field, None)
             pending += [(child, copies) for child in inner] if isinstance(inner, list) else []
@@ -193,11 +199,13 @@ def without_thoughts(lines: list[str]) -> tuple[list[str], list[str]]:
     outside quotation marks and backticks and, to open, outside fenced blocks: programs may handle such tags themselves.
     """
     answer, thoughts, inside, fence, first = [], [], "", "", True
+    tags = 0
     for line in lines:
-        mark = FENCE.match(line) if "```" in line or "~~~" in line else None
+        mark = FENCE.match(line) if len(line) < MAX_FENCE_LINE and ("```" in line or "~~~" in line) else None
         if mark and not inside:
             fence = "" if fence and mark[2].startswith(fence) and not mark[3].strip() else fence or mark[2]
-        while "<" in line and (tag := THOUGHT.search(line)):
+        while "<" in line and tags < MAX_BLOCKS and (tag := THOUGHT.search(line)):
+            tags += 1
             closing, before = tag[1] == "/", line[: tag.start()]
             if inside:
                 if not (closing and tag[2] == inside):
@@ -222,7 +230,7 @@ def without_thoughts(lines: list[str]) -> tuple[list[str], list[str]]:
 
 def opener(line: str) -> tuple[str, str, str] | None:
     """(prefix, fence, info) if the line opens a block: a Markdown fence, or backticks that end a line of prose."""
-    if "```" not in line and "~~~" not in line:
+    if len(line) > MAX_FENCE_LINE or "```" not in line and "~~~" not in line:
         return None
     if mark := FENCE.match(line):
         return mark[1], mark[2], mark[3].strip()
@@ -233,7 +241,7 @@ def opener(line: str) -> tuple[str, str, str] | None:
 def scan(lines: list[str], compiler: Compiler) -> list[Block]:
     """The fenced blocks of a text in order. Markdown decides, except where the syntax of the body knows better."""
     blocks, i = [], 0
-    while i < len(lines):
+    while i < len(lines) and len(blocks) < MAX_BLOCKS:
         opening = opener(lines[i])
         i += 1
         if opening is None:
@@ -273,7 +281,7 @@ def find_end(lines, start, fence, prefix, tag, compiler):
     """
     fences, candidates = re.compile(r"[ \t>]*" + re.escape(fence) + fence[0] + r"*[ \t]*([^`]*)$"), []
     for j in range(start, len(lines)):
-        if fence in lines[j] and (mark := fences.match(lines[j])):
+        if len(lines[j]) < MAX_FENCE_LINE and fence in lines[j] and (mark := fences.match(lines[j])):
             bare = not mark[1].strip()
             if bare or opener(lines[j]) and GLUED.match(mark[1]):
                 candidates.append((j, bare, j + 1 if bare else j))
@@ -377,8 +385,9 @@ REPAIRS = (
 
 def repaired(text: str, compiler: Compiler) -> tuple[str, int]:
     """(text, cost) after the first repair that makes it compile; else (text after all but the last repair, 2)."""
-    if compiler.check(text).reason in ("ok", "vacuous"):
-        return text, 0
+    reason = compiler.check(text).reason
+    if reason != "syntax_error":
+        return text, 0 if reason in ("ok", "vacuous") else 2
     for repair in REPAIRS:
         changed = repair(text)
         if changed != text and compiler.check(changed).reason in ("ok", "vacuous"):
@@ -427,11 +436,12 @@ def without_prose(code: str, compiler: Compiler) -> Verdict | None:
 
 def runs(lines: list[str], compiler: Compiler, most=12) -> list[str]:
     """Maximal runs of lines that compile, from text where no fence (or a wrong one) marks the program."""
-    found, i = [], 0
-    while i < len(lines) and len(found) < most and not compiler.exhausted():
+    found, i, starts = [], 0, 0
+    while i < len(lines) and len(found) < most and starts < 4 * most and not compiler.exhausted():
         if not START.match(lines[i][:200]):
             i += 1
             continue
+        starts += 1
         indent = len(lines[i]) - len(lines[i].lstrip())
         end, size = i, 0
         while end < len(lines) and size < MAX_SOURCE // 4:
@@ -453,7 +463,7 @@ def find_pieces(lines: list[str], compiler: Compiler) -> list[Piece]:
 
     def add(code, cost, rank):
         verdict = compiler.check(code)
-        if verdict.reason == "ok":
+        if verdict.reason == "ok" or verdict.tree and bound(verdict.tree.body):  # imports alone: only good to merge
             pieces.append(Piece(code, verdict.tree, cost, rank, len(pieces)))
         return verdict.reason == "ok"
 
@@ -494,19 +504,25 @@ def is_stub(node) -> bool:
     """A function that is only a docstring, `pass`, `...` or `raise NotImplementedError`: the prompt, echoed."""
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
         isinstance(child, ast.Pass)
-        or isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
-        or isinstance(child, ast.Raise) and "NotImplemented" in ast.dump(child)
+        or isinstance(child, ast.Expr)
+        and isinstance(child.value, ast.Constant)
+        or isinstance(child, ast.Raise)
+        and "NotImplemented" in ast.dump(child)
         for child in node.body
     )
 
 
 def score(piece: Piece, entry_point: str | None) -> tuple:
     """Larger is better: (useful, defines the entry point, resolved, whole, uncut, rank, order)."""
-    definitions = [n for n in ast.walk(piece.tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    definitions = [
+        n for n in ast.walk(piece.tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    ]
     reads = any(isinstance(n, ast.Name) and n.id == "input" or isinstance(n, ast.Attribute) and n.attr == "stdin"
                 for n in ast.walk(piece.tree))  # fmt: skip
     useful = reads or any(not is_stub(n) and not n.name.lower().startswith("test") for n in definitions)
-    methods = any(isinstance(n, ast.FunctionDef) and n.args.args and n.args.args[0].arg == "self" for n in piece.tree.body)
+    methods = any(
+        isinstance(n, ast.FunctionDef) and n.args.args and n.args.args[0].arg == "self" for n in piece.tree.body
+    )
     return (
         useful,
         bool(entry_point) and defines(piece.tree, entry_point),
@@ -521,11 +537,13 @@ def score(piece: Piece, entry_point: str | None) -> tuple:
 def merges(pieces: list[Piece], compiler: Compiler) -> list[Piece]:
     """For each candidate that uses names it lacks (and is more than a usage example): it with those that define them."""
     merged = []
-    for piece in pieces[:16]:
+    for piece in pieces[-16:]:
         need, chosen = unresolved(piece.tree), [piece]
         if not need or not score(piece, None)[0] or compiler.exhausted():
             continue
-        for other in [p for p in reversed(pieces) if p.order < piece.order] + [p for p in pieces if p.order > piece.order]:
+        for other in [p for p in reversed(pieces) if p.order < piece.order] + [
+            p for p in pieces if p.order > piece.order
+        ]:
             given = bound(other.tree.body) & need
             if given:
                 chosen.append(other)
@@ -534,7 +552,9 @@ def merges(pieces: list[Piece], compiler: Compiler) -> list[Piece]:
         code = "\n\n".join(p.code for p in chosen)
         verdict = compiler.check(code)
         if len(chosen) > 1 and verdict.reason == "ok":
-            merged.append(Piece(code, verdict.tree, max(p.cost for p in chosen), min(p.rank for p in chosen), piece.order))
+            merged.append(
+                Piece(code, verdict.tree, max(p.cost for p in chosen), min(p.rank for p in chosen), piece.order)
+            )
     return merged
 
 
@@ -554,7 +574,9 @@ def describe(piece: Piece, entry_point: str | None) -> str:
 RELEASED = re.compile(r"```(?:\w+)?\n(.*?)```", re.DOTALL)
 
 
-def extract_code(text: str, mode: str = "strict", entry_point: str | None = None, log: list | None = None) -> Extraction:
+def extract_code(
+    text: str, mode: str = "strict", entry_point: str | None = None, log: list | None = None
+) -> Extraction:
     """The program in `text`, or None and why not. Never raises for any string.
 
     entry_point: `f` or `Solution.method` that the program must define (strict, recover); the other modes ignore it.
@@ -606,14 +628,18 @@ def extract_strict(text: str, entry_point: str | None, log: list) -> Extraction:
         attempt = reason == "ok" or block.tag == "python" and reason in ("syntax_error", "too_large")
         if not block.closed and (attempt or len(blocks) == 1 and block.tag != "other"):
             attempt, reason = True, "unclosed"
-        log.append(f"block {len(log) + 1} ({block.tag or 'no tag'}, {len(block.body)} characters): {reason} {verdict.message}")
+        log.append(
+            f"block {len(log) + 1} ({block.tag or 'no tag'}, {len(block.body)} characters): {reason} {verdict.message}"
+        )
         if attempt:
             counted.append((block.body, reason, verdict.tree))
         refused.add(reason)
     if len(counted) > 1:
         return Extraction(None, "many_blocks")
     if not counted:
-        return Extraction(None, next(r for r in ("too_large", "syntax_error", "vacuous", "empty", "not_python") if r in refused))
+        return Extraction(
+            None, next(r for r in ("too_large", "syntax_error", "vacuous", "empty", "not_python") if r in refused)
+        )
     body, reason, tree = counted[0]
     if reason == "ok" and entry_point and not defines(tree, entry_point):
         reason = "no_entry_point"
@@ -623,9 +649,11 @@ def extract_strict(text: str, entry_point: str | None, log: list) -> Extraction:
 def extract_best(text: str, entry_point: str | None, log: list) -> Extraction:
     """The candidate with the highest score, from the answer; from the thoughts only where the answer has none."""
     strict, compiler = extract_strict(text, entry_point, []), Compiler()
+    compiler.deadline = time.monotonic() + MAX_SECONDS
     for lines in without_thoughts(split_lines(text)):
         pieces = find_pieces(lines, compiler)
         pieces += merges(pieces, compiler)
+        pieces = [piece for piece in pieces if compiler.check(piece.code).reason == "ok"]
         ranked = sorted(pieces, key=lambda piece: score(piece, entry_point), reverse=True)
         log += [
             f"{'won ' if piece is ranked[0] else 'lost'} {describe(piece, entry_point)}: {piece.code.strip()[:60]!r}"
@@ -741,7 +769,9 @@ def main() -> None:
     parser.add_argument("--entry-point", help="f or Solution.method that the program must define")
     parser.add_argument("--explain", action="store_true", help="candidates and why each lost, on stderr")
     parser.add_argument("--fuzz", type=int, metavar="N", help="run N hostile responses through every mode")
-    parser.add_argument("--measure", metavar="MBPP.jsonl", help="share of garbled programs that come back (rows with `code`)")
+    parser.add_argument(
+        "--measure", metavar="MBPP.jsonl", help="share of garbled programs that come back (rows with `code`)"
+    )
     args = parser.parse_args()
     if args.fuzz is not None:
         print(json.dumps(fuzz(args.fuzz), indent=1))

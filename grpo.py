@@ -5,7 +5,7 @@
     torchrun grpo.py --reward rm --problems toy:untested         # problems without tests
     torchrun grpo.py --reward exec --problems mbpp:mbpp.jsonl --eval-problems mbpp:mbpp.jsonl
 
-`python grpo.py` does the same. The toy run takes about 2.5 minutes on 2 CPU cores. It prints one line a step and a table
+`python grpo.py` does the same. The toy run takes about 2.5 minutes on 2 CPU cores. It prints a line a step and a table
 of held-out results before, during and after. In both arms the pass rate is measured by execution, as an audit: a reward
 that rises while the pass rate falls is a reward model being exploited. It leaves a run folder (--out): args.json,
 metrics.csv, samples.jsonl and checkpoint/. The same command goes on after a kill.
@@ -74,7 +74,7 @@ class Args:
     kl: float = 0.0  # weight of the KL divergence to the initial policy; 0: no reference model is kept
     std_floor: float = 0.05  # smallest standard deviation a group's advantage is divided by
     updates: int = 1  # optimizer steps a rollout
-    token_budget: int = 16384  # tokens of one forward pass
+    token_budget: int = 2048  # tokens of one training forward pass; 2 CPU cores are fastest here, a GPU wants 16384 or more
     # evaluation
     audit_every: int = 1  # execute the training rollouts every so many steps (reward rm)
     eval_every: int = 10  # steps between evaluations on a part of the problems
@@ -174,7 +174,9 @@ def group_advantages(rewards_N, std_floor=0.05, eps=1e-6):
     return (rewards_N - rewards_N.mean()) / (rewards_N.std().clamp(min=std_floor) + eps)
 
 
-def grpo_loss(logp_BT, old_logp_BT, advantage_B, mask_BT, count, clip_low=0.2, clip_high=0.28, kl=0.0, ref_logp_BT=None):
+def grpo_loss(
+    logp_BT, old_logp_BT, advantage_B, mask_BT, count, clip_low=0.2, clip_high=0.28, kl=0.0, ref_logp_BT=None
+):
     """Clipped policy gradient, summed over tokens and divided by `count`, the number of trained tokens of ALL
     micro-batches and ranks: the result does not depend on how the batch is cut (the released code takes means of
     micro-batches, which makes a token of a long answer weigh less).
@@ -224,7 +226,7 @@ def tensors(rollouts, device):
 
 
 def update(model, reference, optimizer, rollouts, args, device):
-    """`--updates` optimizer steps on the rollouts that carry a signal. Returns the step's metrics, per trained token."""
+    """`--updates` optimizer steps on the rollouts that carry a signal -> the step's metrics, per trained token."""
     trained = [r for r in rollouts if r.advantage != 0.0]
     count = sum(len(r.ids) for r in trained)
     sums = Counter()
@@ -285,14 +287,20 @@ def together(parts, name):
 
 
 def eval_line(parts):
-    return f"avg {mean(together(parts, 'avg')):.3f} | pass@n {mean(together(parts, 'any')):.3f} | valid {mean(together(parts, 'valid')):.3f}"
+    names = {"avg@n": "avg", "pass@n": "any", "valid": "valid"}
+    return " | ".join(f"{shown} {mean(together(parts, name)):.3f}" for shown, name in names.items())
 
 
 def final_table(before, after, args):
     """Held-out results as lines of text, one a part of the data."""
     n = args.eval_group
-    lines = [f"held-out problems ({args.eval_problems}), {n} samples each at temperature {args.temperature}, --extract {args.extract}, graded by execution"]
-    lines.append(f"{'part':<16}{'problems':>9}{f'avg@{n}':>17}{'gain [95% interval]':>28}{f'pass@{n}':>17}{'valid':>17}")
+    lines = [
+        f"held-out problems ({args.eval_problems}), {n} samples each at temperature {args.temperature}, "
+        f"extraction {args.extract}, graded by execution"
+    ]
+    lines.append(
+        f"{'part':<16}{'problems':>9}{f'avg@{n}':>17}{'gain [95% interval]':>28}{f'pass@{n}':>17}{'valid':>17}"
+    )
     for part in [*before, None] if len(before) > 1 else [None]:
         get = lambda parts, name: together(parts, name) if part is None else parts[part][name]  # noqa: E731, B023
         gains = [b - a for a, b in zip(get(before, "avg"), get(after, "avg"), strict=True)]
@@ -350,13 +358,22 @@ def step_metrics(rollouts, metrics, tick):
 
 
 def step_line(step, args, m, eta):
-    shown = f"pass {m['pass_rate']:.2f} | " if m["pass_rate"] != "" else ""
-    return (
-        f"step {step}/{args.steps} | reward {m['reward']:.3f} | {shown}valid {m['valid_rate']:.2f} | kl {m.get('kl', 0):.4f} | "
-        f"clip {m.get('clip_low', 0) + m.get('clip_high', 0):.3f} | ent {m.get('entropy', 0):.2f} | gnorm {m['grad_norm']:.2f} | "
-        f"len {m['length']:.0f} | {m['tokens'] / m['seconds'] / 1000:.1f}k tok/s | eta {format_eta(eta)}"
-        + (f" | {m['reasons']}" if m["reasons"] else "")
-    )
+    clipped = m.get("clip_low", 0.0) + m.get("clip_high", 0.0)
+    parts = [
+        f"step {step}/{args.steps}",
+        f"reward {m['reward']:.3f}",
+        f"pass {m['pass_rate']:.2f}" if m["pass_rate"] != "" else "pass -",
+        f"valid {m['valid_rate']:.2f}",
+        f"kl {m.get('kl', 0.0):.4f}",
+        f"clip {clipped:.3f}",
+        f"ent {m.get('entropy', 0.0):.2f}",
+        f"gnorm {m['grad_norm']:.2f}",
+        f"len {m['length']:.0f}",
+        f"{m['tokens'] / m['seconds'] / 1000:.1f}k tok/s",
+        f"eta {format_eta(eta)}",
+        m["reasons"],
+    ]
+    return " | ".join(part for part in parts if part)
 
 
 def sample_row(step, r):

@@ -1,10 +1,10 @@
 """Verified problems -> preference pairs: sample programs, run the tests, pair what passes with what fails.
 
-    python train_rm.py --collect-only                  # collects, prints the funnel, keeps OUT/samples.jsonl and OUT/pairs.jsonl
+    python train_rm.py --collect-only                 # collects, prints the funnel, keeps samples.jsonl and pairs.jsonl
     python train_rm.py --pairs out/rm/pairs.jsonl      # trains on pairs that exist
 
 The rule (CodeScaler, section "preference data"): a program that passes all tests is preferred to one that fails any.
-Everything else here (deduplication, caps, the minimum number of tests) is ours; each is a flag and a line of the funnel.
+Everything else here (deduplication, caps, the minimum number of tests) is ours, and a line of the funnel.
 """
 
 import ast
@@ -106,7 +106,11 @@ class _Normalise(ast.NodeTransformer):
     """Renames arguments and assigned variables by order of appearance and drops docstrings."""
 
     def __init__(self, tree):
-        stores = (n for n in ast.walk(tree) if isinstance(n, ast.arg) or isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+        stores = (
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.arg) or isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        )
         names = dict.fromkeys(n.arg if isinstance(n, ast.arg) else n.id for n in stores)
         self.names = {name: f"v{i}" for i, name in enumerate(names)}
 

@@ -21,7 +21,7 @@ import signal
 import sys
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the command line, shared by every script
@@ -35,7 +35,7 @@ def parse_args(cls, argv=None, positional=None):
     """Command line -> an instance of the dataclass `cls`, one flag a field.
 
     The help of a flag is the comment behind its field. `max_steps: int = 60  # help` gives `--max-steps INT`; a bool
-    gives `--flag/--no-flag`. `positional` names a field that is given without a flag. The module docstring heads `--help`.
+    gives `--flag/--no-flag`; `positional` names a field that is given without a flag. The module docstring heads it.
     """
     helps = dict(re.findall(r"^\s+(\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
     parser = argparse.ArgumentParser(
@@ -122,7 +122,9 @@ def policy_prompt(problem, style="plain"):
         return f"{problem.prompt}{starter}\n\nAnswer with one ```python block."
     if style == "lcb":
         if problem.starter:
-            how = "You will use the following starter code to write the solution and enclose your code within delimiters."
+            how = (
+                "You will use the following starter code to write the solution and enclose your code within delimiters."
+            )
             block = problem.starter
         else:
             how = (
@@ -159,10 +161,15 @@ def load_problems(spec, limit=None, min_tests=0, seed=0, log=None):
             raise UserError(f"--problems {part!r}: expected toy:train, a .jsonl file, or one of {sorted(LOADERS)}:PATH")
         kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
         if not kept:
-            raise UserError(f"--problems {part!r}: no problem left of {len(found)} (--min-tests {min_tests}, --limit {limit})")
+            raise UserError(
+                f"--problems {part!r}: no problem left of {len(found)} (--min-tests {min_tests}, --limit {limit})"
+            )
         if log:
             tested = sum(p.tests is not None for p in kept)
-            log(f"{part}: {len(found)} problems, {len(found) - len(kept)} dropped by --min-tests {min_tests}, {tested} have tests")
+            log(
+                f"{part}: {len(found)} problems, {tested} with tests, "
+                f"{len(found) - len(kept)} dropped by --min-tests {min_tests}"
+            )
         problems += kept
     ids = [p.id for p in problems]
     if len(set(ids)) < len(ids):
@@ -212,7 +219,7 @@ CASE_KEYS = {"stdin": ({"input", "output"},), "call": ({"args", "expected"},), "
 
 
 def own_problem(row, where):
-    """A row of our own schema: the fields of Problem, `tests` an object with the fields of Tests (or absent or null)."""
+    """A row of our own schema: the fields of Problem, `tests` an object with the fields of Tests, or null."""
     unknown = set(row) - {f.name for f in dataclasses.fields(Problem)}
     if unknown:
         raise UserError(f"{where}: unknown key {sorted(unknown)}")
@@ -245,7 +252,7 @@ def mbpp_problem(row, where):
 
 
 def humaneval_problem(row, where):
-    """openai/human-eval: prompt (signature and docstring), canonical_solution, test (`check(candidate)`), entry_point."""
+    """openai/human-eval: prompt (signature, docstring), canonical_solution, test (`check(candidate)`), entry_point."""
     prompt, entry_point = need(row, where, "prompt"), need(row, where, "entry_point")
     tests = Tests("assert", [{"check": need(row, where, "test")}], entry_point=entry_point)
     solution = prompt + need(row, where, "canonical_solution")
@@ -270,81 +277,110 @@ class Op:
     ks: tuple = (0,)
 
 
+# fmt: off
 STEPS = [
-    Op("keep_gt", "[x for x in xs if x > {k}]", ("keep the numbers greater than {k}", "keep only what is above {k}",
-       "remove the numbers that are not greater than {k}"), range(0, 7)),
-    Op("keep_ge", "[x for x in xs if x >= {k}]", ("keep the numbers that are at least {k}", "keep only what is {k} or more",
-       "remove the numbers that are not at least {k}"), range(0, 7)),
-    Op("keep_lt", "[x for x in xs if x < {k}]", ("keep the numbers less than {k}", "keep only what is below {k}",
-       "remove the numbers that are not less than {k}"), range(0, 7)),
-    Op("keep_le", "[x for x in xs if x <= {k}]", ("keep the numbers that are at most {k}", "keep only what is {k} or less",
-       "remove the numbers that are not at most {k}"), range(0, 7)),
-    Op("keep_even", "[x for x in xs if x % 2 == 0]", ("keep the even numbers", "drop the odd numbers",
-       "keep only the numbers that are even")),
-    Op("keep_odd", "[x for x in xs if x % 2 == 1]", ("keep the odd numbers", "drop the even numbers",
-       "keep only the numbers that are odd")),
-    Op("keep_multiple", "[x for x in xs if x % {k} == 0]", ("keep the multiples of {k}", "keep the numbers divisible by {k}",
-       "keep only the numbers that are multiples of {k}"), range(3, 6)),
-    Op("drop_multiple", "[x for x in xs if x % {k} != 0]", ("drop the multiples of {k}", "drop the numbers divisible by {k}",
-       "remove the numbers that are multiples of {k}"), range(3, 6)),
-    Op("add", "[x + {k} for x in xs]", ("add {k} to each number", "increase each number by {k}",
-       "make each number {k} more"), range(1, 8)),
-    Op("subtract", "[x - {k} for x in xs]", ("subtract {k} from each number", "decrease each number by {k}",
-       "make each number {k} less"), range(1, 8)),
-    Op("multiply", "[x * {k} for x in xs]", ("multiply each number by {k}", "replace each number by {k} times itself",
-       "make each number {k} times as large"), range(2, 6)),
-    Op("quotient", "[x // {k} for x in xs]", ("divide each number by {k}, rounding down",
-       "replace each number by its quotient by {k}", "floor divide each number by {k}"), range(2, 6)),
-    Op("remainder", "[x % {k} for x in xs]", ("take each number modulo {k}", "replace each number by its remainder by {k}",
-       "reduce each number modulo {k}"), range(2, 6)),
-    Op("square", "[x ** 2 for x in xs]", ("square each number", "replace each number by its square",
-       "multiply each number by itself")),
-    Op("negate", "[-x for x in xs]", ("negate each number", "flip the sign of each number",
-       "replace each number by its negative")),
-    Op("absolute", "[abs(x) for x in xs]", ("take the absolute value of each number", "drop the sign of each number",
-       "replace each number by its absolute value")),
-    Op("cap", "[min(x, {k}) for x in xs]", ("cap each number at {k}", "limit each number to at most {k}",
-       "lower the numbers above {k} to {k}"), range(0, 7)),
-    Op("floor", "[max(x, {k}) for x in xs]", ("raise each number to at least {k}", "replace the numbers below {k} by {k}",
-       "make each number at least {k}"), range(0, 7)),
-    Op("first", "xs[:{k}]", ("take the first {k}", "keep the first {k} items", "keep only the first {k}"), range(2, 6)),
-    Op("last", "xs[-{k}:]", ("take the last {k}", "keep the last {k} items", "keep only the last {k}"), range(2, 6)),
-    Op("skip_first", "xs[{k}:]", ("skip the first {k}", "drop the first {k} items", "remove the first {k}"), range(1, 4)),
-    Op("skip_last", "xs[:-{k}]", ("skip the last {k}", "drop the last {k} items", "remove the last {k}"), range(1, 4)),
-    Op("every_second", "xs[::2]", ("keep every second item, starting with the first", "take the items at even positions",
-       "keep the items at positions 0, 2, 4 and so on")),
-    Op("ascending", "sorted(xs)", ("sort in ascending order", "sort from smallest to largest", "sort in increasing order")),
-    Op("descending", "sorted(xs, reverse=True)", ("sort in descending order", "sort from largest to smallest",
-       "sort in decreasing order")),
-    Op("reverse", "xs[::-1]", ("reverse the list", "put the items in reverse order", "turn the list around")),
-    Op("dedupe", "list(dict.fromkeys(xs))", ("drop repeated numbers, keeping the first of each",
-       "remove duplicates, keeping the order", "keep the first of each number")),
-    Op("running_sum", "[sum(xs[:i + 1]) for i in range(len(xs))]", ("take the running sums",
-       "replace each item by the sum up to it", "replace the list by its running totals")),
-    Op("running_max", "[max(xs[:i + 1]) for i in range(len(xs))]", ("take the running maximum",
-       "replace each item by the maximum up to it", "replace the list by its running maxima")),
-    Op("differences", "[b - a for a, b in zip(xs, xs[1:])]", ("take the differences of neighbours, next minus previous",
-       "replace the list by how much each item grows to the next", "take the step from each item to the next")),
-    Op("pair_sums", "[a + b for a, b in zip(xs, xs[1:])]", ("take the sums of neighbours", "add each item to the next",
-       "replace the list by the sums of neighbours")),
+    Op("keep_gt", "[x for x in xs if x > {k}]",
+       ("keep the numbers greater than {k}",
+        "keep only what is above {k}", "remove the numbers that are not greater than {k}"), range(0, 7)),
+    Op("keep_ge", "[x for x in xs if x >= {k}]",
+       ("keep the numbers that are at least {k}",
+        "keep only what is {k} or more", "remove the numbers that are not at least {k}"), range(0, 7)),
+    Op("keep_lt", "[x for x in xs if x < {k}]",
+       ("keep the numbers less than {k}",
+        "keep only what is below {k}", "remove the numbers that are not less than {k}"), range(0, 7)),
+    Op("keep_le", "[x for x in xs if x <= {k}]",
+       ("keep the numbers that are at most {k}",
+        "keep only what is {k} or less", "remove the numbers that are not at most {k}"), range(0, 7)),
+    Op("keep_even", "[x for x in xs if x % 2 == 0]",
+       ("keep the even numbers", "drop the odd numbers", "keep only the numbers that are even")),
+    Op("keep_odd", "[x for x in xs if x % 2 == 1]",
+       ("keep the odd numbers", "drop the even numbers", "keep only the numbers that are odd")),
+    Op("keep_multiple", "[x for x in xs if x % {k} == 0]",
+       ("keep the multiples of {k}",
+        "keep the numbers divisible by {k}", "keep only the numbers that are multiples of {k}"), range(3, 6)),
+    Op("drop_multiple", "[x for x in xs if x % {k} != 0]",
+       ("drop the multiples of {k}",
+        "drop the numbers divisible by {k}", "remove the numbers that are multiples of {k}"), range(3, 6)),
+    Op("add", "[x + {k} for x in xs]",
+       ("add {k} to each number", "increase each number by {k}", "make each number {k} more"), range(1, 8)),
+    Op("subtract", "[x - {k} for x in xs]",
+       ("subtract {k} from each number", "decrease each number by {k}", "make each number {k} less"), range(1, 8)),
+    Op("multiply", "[x * {k} for x in xs]",
+       ("multiply each number by {k}",
+        "replace each number by {k} times itself", "make each number {k} times as large"), range(2, 6)),
+    Op("quotient", "[x // {k} for x in xs]",
+       ("divide each number by {k}, rounding down",
+        "replace each number by its quotient by {k}", "floor divide each number by {k}"), range(2, 6)),
+    Op("remainder", "[x % {k} for x in xs]",
+       ("take each number modulo {k}",
+        "replace each number by its remainder by {k}", "reduce each number modulo {k}"), range(2, 6)),
+    Op("square", "[x ** 2 for x in xs]",
+       ("square each number", "replace each number by its square", "multiply each number by itself")),
+    Op("negate", "[-x for x in xs]",
+       ("negate each number", "flip the sign of each number", "replace each number by its negative")),
+    Op("absolute", "[abs(x) for x in xs]",
+       ("take the absolute value of each number",
+        "drop the sign of each number", "replace each number by its absolute value")),
+    Op("cap", "[min(x, {k}) for x in xs]",
+       ("cap each number at {k}",
+        "limit each number to at most {k}", "lower the numbers above {k} to {k}"), range(0, 7)),
+    Op("floor", "[max(x, {k}) for x in xs]",
+       ("raise each number to at least {k}",
+        "replace the numbers below {k} by {k}", "make each number at least {k}"), range(0, 7)),
+    Op("first", "xs[:{k}]",
+       ("take the first {k}", "keep the first {k} items", "keep only the first {k}"), range(2, 6)),
+    Op("last", "xs[-{k}:]",
+       ("take the last {k}", "keep the last {k} items", "keep only the last {k}"), range(2, 6)),
+    Op("skip_first", "xs[{k}:]",
+       ("skip the first {k}", "drop the first {k} items", "remove the first {k}"), range(1, 4)),
+    Op("skip_last", "xs[:-{k}]",
+       ("skip the last {k}", "drop the last {k} items", "remove the last {k}"), range(1, 4)),
+    Op("every_second", "xs[::2]",
+       ("keep every second item, starting with the first",
+        "take the items at even positions", "keep the items at positions 0, 2, 4 and so on")),
+    Op("ascending", "sorted(xs)",
+       ("sort in ascending order", "sort from smallest to largest", "sort in increasing order")),
+    Op("descending", "sorted(xs, reverse=True)",
+       ("sort in descending order", "sort from largest to smallest", "sort in decreasing order")),
+    Op("reverse", "xs[::-1]",
+       ("reverse the list", "put the items in reverse order", "turn the list around")),
+    Op("dedupe", "list(dict.fromkeys(xs))",
+       ("drop repeated numbers, keeping the first of each",
+        "remove duplicates, keeping the order", "keep the first of each number")),
+    Op("running_sum", "[sum(xs[:i + 1]) for i in range(len(xs))]",
+       ("take the running sums", "replace each item by the sum up to it", "replace the list by its running totals")),
+    Op("running_max", "[max(xs[:i + 1]) for i in range(len(xs))]",
+       ("take the running maximum",
+        "replace each item by the maximum up to it", "replace the list by its running maxima")),
+    Op("differences", "[b - a for a, b in zip(xs, xs[1:])]",
+       ("take the differences of neighbours, next minus previous",
+        "replace the list by how much each item grows to the next", "take the step from each item to the next")),
+    Op("pair_sums", "[a + b for a, b in zip(xs, xs[1:])]",
+       ("take the sums of neighbours", "add each item to the next", "replace the list by the sums of neighbours")),
 ]
 REDUCTIONS = [
-    Op("list", "xs", ("the list", "the resulting list", "what is left")),
-    Op("sum", "sum(xs)", ("the sum", "the sum of the numbers", "the total of the numbers")),
-    Op("count", "len(xs)", ("the length", "the number of items", "the count of items")),
-    Op("distinct", "len(set(xs))", ("the number of distinct items", "how many different numbers there are",
-       "the count of distinct numbers")),
-    Op("max", "max(xs, default=0)", ("the maximum, or 0 if empty", "the largest number, or 0 if there is none",
-       "the largest, or 0 if empty")),
-    Op("min", "min(xs, default=0)", ("the minimum, or 0 if empty", "the smallest number, or 0 if there is none",
-       "the smallest, or 0 if empty")),
-    Op("first_item", "xs[0] if xs else 0", ("the first item, or 0 if empty", "the first number, or 0 if there is none",
-       "what comes first, or 0 if empty")),
-    Op("last_item", "xs[-1] if xs else 0", ("the last item, or 0 if empty", "the last number, or 0 if there is none",
-       "what comes last, or 0 if empty")),
-    Op("spread", "max(xs) - min(xs) if xs else 0", ("the maximum minus the minimum, or 0 if empty",
-       "the largest minus the smallest, or 0 if there is none", "the spread from smallest to largest, or 0 if empty")),
+    Op("list", "xs",
+       ("the list", "the resulting list", "what is left")),
+    Op("sum", "sum(xs)",
+       ("the sum", "the sum of the numbers", "the total of the numbers")),
+    Op("count", "len(xs)",
+       ("the length", "the number of items", "the count of items")),
+    Op("distinct", "len(set(xs))",
+       ("the number of distinct items", "how many different numbers there are", "the count of distinct numbers")),
+    Op("max", "max(xs, default=0)",
+       ("the maximum, or 0 if empty", "the largest number, or 0 if there is none", "the largest, or 0 if empty")),
+    Op("min", "min(xs, default=0)",
+       ("the minimum, or 0 if empty", "the smallest number, or 0 if there is none", "the smallest, or 0 if empty")),
+    Op("first_item", "xs[0] if xs else 0",
+       ("the first item, or 0 if empty",
+        "the first number, or 0 if there is none", "what comes first, or 0 if empty")),
+    Op("last_item", "xs[-1] if xs else 0",
+       ("the last item, or 0 if empty", "the last number, or 0 if there is none", "what comes last, or 0 if empty")),
+    Op("spread", "max(xs) - min(xs) if xs else 0",
+       ("the maximum minus the minimum, or 0 if empty",
+        "the largest minus the smallest, or 0 if there is none", "the spread from smallest to largest, or 0 if empty")),
 ]
+# fmt: on
 FRAMES = [  # how the clauses become a statement
     lambda steps, result: f"Write solve(xs) for a list of integers: {'; '.join(steps)}; return {result}.",
     lambda steps, result: f"Given a list of integers, {', then '.join(steps)}. solve(xs) returns {result}.",
@@ -352,7 +388,7 @@ FRAMES = [  # how the clauses become a statement
 # Compositions are dealt to the splits by a hash of their operations' names, so no composition is in two splits.
 # "pretrain" is what tiny/make.py writes its corpora from; it is no evaluation split and is not loaded by any script.
 SPLITS = {"pretrain": range(0, 4), "train": range(4, 6), "untested": range(6, 9), "test": range(9, 10)}
-SIZES = {"train": 3000, "untested": 4000, "test": 192, "unseen": 64}
+SIZES = {"train": 1500, "untested": 4000, "test": 192, "unseen": 64}
 NUM_TESTS = 12
 
 
@@ -378,11 +414,11 @@ class Composition:
 
 
 def is_held_out(first, second):
-    """Whether the step `first` directly before `second` occurs in the "unseen" part of toy:test only (one pair in 8)."""
+    """Whether `first` directly before `second` occurs in the "unseen" part of toy:test only (one pair in 8)."""
     return zlib.crc32(f"{first.name}>{second.name}".encode()) % 8 == 0
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(expression):
     return eval(f"lambda xs: {expression}")  # our own expressions from the tables above, never a model's text
 
@@ -395,6 +431,7 @@ def run_steps(expressions, result, xs):
 
 def toy_inputs(rng):
     """NUM_TESTS argument lists: empty, one item, duplicates, negatives, a long one, and random short ones."""
+
     def draw(n, low=-9, high=12):
         return [rng.randint(low, high) for _ in range(n)]
 
@@ -409,12 +446,16 @@ def draw_composition(rng, bucket, unseen=False):
         reduction = rng.choice(REDUCTIONS[:1] * 3 + REDUCTIONS[1:])
         composition = Composition(steps, reduction, tuple(rng.choice(op.ks) for op in steps))
         held_out = any(is_held_out(a, b) for a, b in itertools.pairwise(steps))
-        if held_out == unseen and len(set(steps)) == len(steps) and zlib.crc32(composition.names.encode()) % 10 in bucket:
+        if (
+            held_out == unseen
+            and len(set(steps)) == len(steps)
+            and zlib.crc32(composition.names.encode()) % 10 in bucket
+        ):
             return composition
 
 
 def make_tests(composition, rng):
-    """Tests on which every step counts: without any one of them at least two answers change. None if there are no such."""
+    """Tests on which every step counts: without any one of them two answers or more change. None if that fails."""
     steps, result = composition.expressions()
     inputs = toy_inputs(rng)
     expected = [run_steps(steps, result, xs) for xs in inputs]
@@ -428,7 +469,7 @@ def make_tests(composition, rng):
 
 
 def describe(composition, rng, unseen=False):
-    """The statement, in one of the seen phrasings; for the unseen part one clause at least is in its held-out phrasing."""
+    """The statement, in seen phrasings; for the unseen part one clause is in its held-out phrasing."""
     ops = [*composition.steps, composition.reduction]
     new = rng.randrange(len(ops)) if unseen else None
     clauses = []
@@ -452,7 +493,9 @@ def toy_problems(split, seed=0, count=None):
     """The problems of `train` (with tests), `untested` (without) or `test` (192 in distribution, then 64 unseen)."""
     if split not in ("train", "untested", "test"):
         raise UserError(f"--problems toy:{split}: expected toy:train, toy:untested or toy:test")
-    parts = [("toy:" + split, False, SIZES[split])] + ([("toy:unseen", True, SIZES["unseen"])] if split == "test" else [])
+    parts = [("toy:" + split, False, SIZES[split])] + (
+        [("toy:unseen", True, SIZES["unseen"])] if split == "test" else []
+    )
     problems = []
     for source, unseen, size in parts:
         seen, before = set(), len(problems)
@@ -464,7 +507,11 @@ def toy_problems(split, seed=0, count=None):
             if len(problems) - before == size:
                 break
     # A limit on toy:test keeps both parts in proportion: every stride-th problem instead of the first ones.
-    return problems if not count or count >= len(problems) else [problems[i * len(problems) // count] for i in range(count)]
+    return (
+        problems
+        if not count or count >= len(problems)
+        else [problems[i * len(problems) // count] for i in range(count)]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------

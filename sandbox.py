@@ -4,7 +4,7 @@
     python sandbox.py PROGRAM.py --tests TESTS.json        # one program; exit 0 if every test passes, 1 if not
     python sandbox.py --battery ATTACKS.jsonl              # programs with the verdict each must get, by category
 
-A few milliseconds a program (`python bench.py sandbox` measures it); start-up is about 0.1 s a worker.
+A few milliseconds a program (`python bench.py sandbox` measures it); start-up is about 0.2 s, once.
 
     caller   holds tests and expected outputs, compares plain data      (this process: `Sandbox`, `judge_*`)
       | one packet: limits + file descriptors                           <- exit status, CPU, peak memory
@@ -34,7 +34,6 @@ import ctypes
 import functools
 import gc
 import inspect
-import io
 import json
 import os
 import platform
@@ -52,13 +51,14 @@ import threading
 import time
 import types
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 
 try:
+    import fcntl
     import resource
 except ImportError:  # Windows: nothing here runs there, but importing must not fail
-    resource = None
+    fcntl = resource = None
 
 # ----------------------------------------------------------------------------------------------------------------------
 # limits and results
@@ -68,6 +68,7 @@ VERDICTS = (
     "unsupported", "harness_error",
 )  # fmt: skip
 MAX_SOURCE = 1 << 20  # bytes of program text
+MAX_EXTRA = 1 << 16  # bytes an answer may have beyond twenty times the expected one's
 MAX_DEPTH = 100  # nesting of a value that crosses the boundary
 
 
@@ -77,8 +78,8 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Per test: seconds of wall clock (only stops programs that wait), seconds of CPU (decides timeouts), MiB of address
-    space, MiB of output."""
+    """Per test: seconds of wall clock (only stops programs that wait), seconds of CPU (decides timeouts), MiB of
+    address space, MiB of output."""
 
     wall_s: float = 10.0
     cpu_s: float = 5.0
@@ -136,6 +137,9 @@ def same_output(expected, actual, tokens=False, tol=True):
     ends too; tol=False compares decimals exactly. same_output("0.333333\\n", "0.33333333") is True.
     """
 
+    if len(actual) > MAX_EXTRA + 20 * len(expected):  # not worth the memory of cutting it into tokens
+        return False
+
     def lines(text):
         rows = text.replace("\r\n", "\n").split("\n")  # not splitlines(): \v, \x85 and a lone \r end no line
         rows = [[t for t in BLANKS.split(row) if t] for row in rows]
@@ -147,7 +151,8 @@ def same_output(expected, actual, tokens=False, tol=True):
 
     left, right = lines(expected), lines(actual)
     return len(left) == len(right) and all(
-        len(a) == len(b) and all(same_token(x, y, tol) for x, y in zip(a, b)) for a, b in zip(left, right)
+        len(a) == len(b) and all(same_token(x, y, tol) for x, y in zip(a, b, strict=True))
+        for a, b in zip(left, right, strict=True)
     )
 
 
@@ -169,7 +174,7 @@ def same_value(expected, actual):
             return False
         texts = {str(k): k for k in actual if type(k) is int and str(k) not in actual}
         keys = [k if k in actual else texts.get(k, k) if isinstance(k, str) else k for k in expected]
-        return all(k in actual and same_value(e, actual[k]) for k, e in zip(keys, expected.values()))
+        return all(k in actual and same_value(e, actual[k]) for k, e in zip(keys, expected.values(), strict=True))
     if isinstance(expected, set | frozenset) and isinstance(actual, set | frozenset):
         return expected == actual
     if isinstance(expected, int | float) and isinstance(actual, int | float):
@@ -370,7 +375,8 @@ def run_program(job, module):
     try:
         load(job, module)
     except BaseException as e:
-        error = e.with_traceback(e.__traceback__ and e.__traceback__.tb_next)
+        frame = e.__traceback__.tb_next  # without this file's own two frames
+        error = e.with_traceback(frame and frame.tb_next)
     finish(error)
 
 
@@ -418,9 +424,9 @@ def run_calls(job, module, dumps=json.dumps, write=os.write):
         answer(error_answer(error))
         os._exit(0)
     answer("ready")
-    for args in job["calls"]:
+    for entry, args in job["calls"]:
         try:
-            value = {"v": encode(resolve(module, job["entry"])(*decode(args)))}
+            value = {"v": encode(resolve(module, entry)(*decode(args)))}
         except BaseException as error:
             value = error_answer(error)
         answer(value)
@@ -448,7 +454,7 @@ def receive(fd):
 
 
 def serve_calls(job, module):
-    """Answer requests on descriptor 4 until it closes. Values that are not plain data stay here and go out as numbers."""
+    """Answer requests on descriptor 4 until it closes. What is not plain data stays here and goes out as a number."""
     kept = []
 
     def keep(v):
@@ -492,7 +498,9 @@ class Unsupported(BaseException):
 
 
 class Dead(BaseException):
-    """The program is gone."""
+    """The program is gone. `seen` remembers it where the test catches everything."""
+
+    seen = False
 
 
 class Remote:
@@ -531,6 +539,7 @@ def ask(remote, op, name, args=(), named=None):
     })  # fmt: skip
     answer = receive(4)
     if "dead" in answer:
+        Dead.seen = True
         raise Dead
     if "e" in answer:
         kind = getattr(builtins, answer["e"], None)
@@ -541,7 +550,7 @@ def ask(remote, op, name, args=(), named=None):
             error = RuntimeError(answer["m"])
         error.from_program = answer["e"]
         raise error
-    for mine, now in zip(args, answer.get("a", ())):
+    for mine, now in zip(args, answer.get("a", ()), strict=False):
         if isinstance(mine, list | dict | set):
             now = decode(now, Remote)
             if type(now) is type(mine) and now != mine:
@@ -594,6 +603,7 @@ def run_tests(job, module):
             word = "memory" if kind == "MemoryError" else "runtime_error" if kind else "wrong_answer"
             word = "sandbox_violation" if kind == "PermissionError" else word
             message = f"{type(error).__name__}: {error}"
+        word = "dead" if Dead.seen else word
         os.write(3, (json.dumps([i, word, message[:500]]) + "\n").encode())
         if word == "dead" or (word != "pass" and job["stop_early"]):
             break
@@ -751,6 +761,8 @@ def put_on_layers(options):
     """Everything that holds for all programs of this server, once. Returns what each program still needs."""
     active, notes = ["rlimits"], {}
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    if libc:
+        libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
     layers = {"active": active, "libc": libc, "notes": notes, "basic": options["basic"]}
     layers["null"] = os.open(os.devnull, os.O_RDONLY)
     without = options["without"]
@@ -855,6 +867,7 @@ def start_server(fd, options):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:
         f.write("900")
+    threading.stack_size(16 << 20)  # else every thread would take the main thread's 256 MiB of address space
     sys.path[:] = options["path"]
     for name in ("exit", "quit"):  # what `site` adds and -S leaves out
         setattr(builtins, name, __import__("_sitebuiltins").Quitter(name, "Ctrl-D (i.e. EOF)"))
@@ -881,6 +894,7 @@ def start_server(fd, options):
     while not poller.poll(1000):  # not PDEATHSIG: that fires when the caller's *thread* ends
         if os.getppid() != options["caller"]:
             os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
     os._exit(0)
 
 
@@ -902,8 +916,8 @@ def server_source():
     """The functions above as one text for `python -c`, so that the server never loads this file."""
     constants = {
         k: globals()[k] for k in (
-            "MAX_DEPTH", "RUN", "CALLS", "SERVE", "TEST", "EXIT_SYNTAX", "EXIT_BROKEN", "WALL", "CPU", "ASKED", "SYSCALLS",
-            "CHECKED", "CLONE3",
+            "MAX_DEPTH", "RUN", "CALLS", "SERVE", "TEST", "EXIT_SYNTAX", "EXIT_BROKEN", "WALL", "CPU", "ASKED",
+            "SYSCALLS", "CHECKED", "CLONE3",
         )
     }  # fmt: skip
     lines = [SERVER_IMPORTS, *(f"{k} = {v!r}" for k, v in constants.items())]
@@ -922,6 +936,11 @@ def readable_paths():
     return list(dict.fromkeys(p for p in keep if os.path.exists(p)))
 
 
+def import_paths():
+    paths = [sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED")]
+    return list(dict.fromkeys(p for p in [*paths, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")] if p))
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # the caller's side: one worker is one server
 
@@ -933,7 +952,11 @@ class WorkerDied(Exception):
 def memory_file(data=b""):
     """An unnamed file in memory: the program's stdin is a regular file (fast readers ask for its size), and its stdout
     is one too, so nobody needs to keep a pipe from filling and RLIMIT_FSIZE caps a flood."""
-    fd = os.memfd_create("io", os.MFD_CLOEXEC)
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("io", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -970,10 +993,7 @@ class Worker:
             "basic": level == "basic",
             "without": list(without),
             "readable": readable_paths(),
-            "path": [sysconfig.get_paths()[k] for k in ("stdlib",)]
-            + [os.path.join(sysconfig.get_paths()["platstdlib"], "lib-dynload")]
-            + [p for p in sys.path if p.endswith("lib-dynload")][:1]
-            + list(dict.fromkeys(sysconfig.get_paths()[k] for k in ("purelib", "platlib"))),
+            "path": import_paths(),
             "preload": PRELOAD,
             "caller": os.getpid(),
         }
@@ -1010,43 +1030,111 @@ class Worker:
         self.layers = json.loads(hello)
 
     def close(self):
+        """The server leaves at the end of its socket, and takes a running program with it; if not, it is killed."""
         if self.control:
+            with contextlib.suppress(OSError):
+                self.control.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits on it, which close() does not
             self.control.close()
         if self.process:
-            self.process.kill()  # the server is its child and dies with it, and the program with the server
-            self.process.wait()
+            try:
+                self.process.wait(1)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
         self.process = self.control = None
 
     def run(self, mode, fds, limits, tests=1, while_waiting=None):
-        """One process over the descriptors `fds` (job, stdout, stderr, ...). Returns a Run without its output."""
+        self.begin(mode, fds, limits, tests)
+        return self.finish(limits, tests, while_waiting)
+
+    def begin(self, mode, fds, limits, tests=1):
+        """Fork one program over the descriptors: job, stdout, stderr, then stdin or answers[, socket]."""
         if self.process is None:
             self.start()
-        output = limits.output_mb << 20
-        request = REQUEST.pack(mode, limits.cpu_s, limits.wall_s, limits.memory_mb << 20, output, tests)
-        deadline = time.monotonic() + 5 * limits.wall_s * tests + 5 * limits.cpu_s * tests + 30
+        sizes = limits.memory_mb << 20, limits.output_mb << 20
+        request = REQUEST.pack(mode, limits.cpu_s, limits.wall_s, *sizes, tests)
         try:
             socket.send_fds(self.control, [request], fds)
+        except OSError as error:
+            self.close()
+            raise WorkerDied(str(error)) from None
+
+    def finish(self, limits, tests=1, while_waiting=None):
+        """Wait for its end. `while_waiting()` is called a few times a second; True from it kills the program."""
+        deadline = time.monotonic() + 5 * (limits.wall_s + limits.cpu_s) * tests + 30
+        try:
             while True:
                 self.control.settimeout(0.3 if while_waiting else max(1.0, deadline - time.monotonic()))
                 try:
                     reply = self.control.recv(REPLY.size)
                     break
                 except TimeoutError:
-                    if while_waiting and while_waiting():
-                        self.control.send(b"k")
-                        while_waiting = None
                     if time.monotonic() > deadline:
                         raise
+                    if while_waiting and while_waiting():
+                        self.kill()
+                        while_waiting = None
+            if len(reply) != REPLY.size:
+                raise ConnectionError("the sandbox server died")
         except OSError as error:
             self.close()
             raise WorkerDied(str(error)) from None
-        except BaseException:  # Ctrl-C between question and answer: the next answer would be the wrong one's
+        except BaseException:  # Ctrl-C between question and answer: the next answer would be this question's
             self.close()
             raise
-        if len(reply) != REPLY.size:
-            self.close()
-            raise WorkerDied("the sandbox server died")
         return Run(*REPLY.unpack(reply))
+
+    def kill(self):
+        self.control.send(b"k")
+
+
+class PortableWorker(Worker):
+    """Where there is no Linux: a fresh interpreter for every program, limits, and nothing else. Slow, level basic."""
+
+    def start(self):
+        self.layers = {"active": ["rlimits"], "notes": {}}
+        self.process = None
+
+    def begin(self, mode, fds, limits, tests=1):
+        numbers = [mode, list(fds), limits.cpu_s * tests, limits.memory_mb << 20, limits.output_mb << 20]
+        source = server_source().rsplit("start_server(", 1)[0] + (
+            "numbers, path = json.loads(sys.argv[1])\nsys.path[:] = path\n"
+            "for name in ('exit', 'quit'): setattr(builtins, name, __import__('_sitebuiltins').Quitter(name, ''))\n"
+            "layers = {'active': ['rlimits'], 'libc': None, 'basic': True, 'null': os.open(os.devnull, 0)}\n"
+            "child(*numbers, layers)\n"
+        )
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-X", "utf8", "-c", source, json.dumps([numbers, import_paths()])],
+            env={"PATH": os.defpath}, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, cwd="/", start_new_session=True,
+        )  # fmt: skip
+
+    def finish(self, limits, tests=1, while_waiting=None):
+        why = 0
+        while True:
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if pid:
+                break
+            wall = time.monotonic() - self.began
+            if wall > limits.wall_s * tests + 1 or (while_waiting and while_waiting()):
+                why = WALL if wall > limits.wall_s * tests else ASKED
+                self.process.kill()
+            time.sleep(0.003)
+        self.process.returncode = status
+        self.process = None
+        unit = 1 if sys.platform == "darwin" else 1 << 10
+        wall = time.monotonic() - self.began
+        return Run(status, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * unit, why)
+
+    def kill(self):
+        self.process.kill()
+
+    def close(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
 
 
 def ending(run, limits, tests=1):
@@ -1069,3 +1157,614 @@ def ending(run, limits, tests=1):
     if signal_number == signal.SIGSYS or last.startswith("PermissionError"):
         return "sandbox_violation"
     return "runtime_error"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# judging: one suite of tests, in the caller
+
+
+class Judge:
+    """One program against one suite on one worker. `verdicts` holds (case number, word, detail)."""
+
+    def __init__(self, worker, tester, code, tests, limits, stop_early):
+        self.worker, self.tester, self.tests, self.stop_early = worker, tester, tests, stop_early
+        self.limits = limits
+        self.cpu = self.wall = 0.0
+        self.words, self.details = {}, {}
+        self.job = {"code": code, "setup": tests.setup or "", "entry": tests.entry_point, "max_source": MAX_SOURCE}
+
+    def grade(self):
+        getattr(self, self.tests.kind)()
+        n = len(self.tests.cases)
+        done = [i for i in range(n) if i in self.words]
+        if self.stop_early:
+            first = next((k for k, i in enumerate(done) if self.words[i] != "pass"), len(done))
+            done = done[: first + 1]
+        words = [self.words[i] for i in done]
+        passes = words.count("pass")
+        failed = next((i for i in done if self.words[i] != "pass"), None)
+        detail = "" if failed is None else f"test {failed}: {self.details.get(failed) or self.words[failed]}"
+        detail = detail.encode("utf-8", "replace").decode()  # whoever logs it must not meet a lone surrogate
+        trusted = not {"unsupported", "harness_error"} & set(words)
+        return Result(passes == n, words, passes / n, self.cpu, self.wall, trusted, detail=detail)
+
+    def set(self, i, word, detail=""):
+        self.words[i], self.details[i] = word, detail
+        return word == "pass" or not self.stop_early
+
+    def run(self, mode, job_fd, rest, tests=1, while_waiting=None, begun=None):
+        """One process to its end, with what it wrote. The descriptors in `rest` stay the caller's to close."""
+        out, err = memory_file(), memory_file()
+        try:
+            self.worker.begin(mode, [job_fd, out, err, *rest], self.limits, tests)
+            if begun:
+                begun()
+            run = self.worker.finish(self.limits, tests, while_waiting)
+            cap = self.limits.output_mb << 20
+            run.out = contents(out, cap) if mode == RUN else b""
+            run.err = contents(err, 1 << 16, tail=True).decode("utf-8", "replace")
+            files = [out, err] if mode == RUN else [out, err, rest[0]]
+            run.flooded = any(os.fstat(fd).st_size >= cap for fd in files)
+            if mode != RUN:
+                run.answers = contents(rest[0], cap)
+        except BaseException:  # a reply may still be on its way, and would be taken for the next program's
+            self.worker.close()
+            raise
+        finally:
+            os.close(out)
+            os.close(err)
+        self.cpu += run.cpu
+        self.wall += run.wall
+        run.word = ending(run, self.limits, tests)
+        return run
+
+    def stdin(self):
+        job = memory_file(json.dumps(self.job).encode())
+        try:
+            for i, case in enumerate(self.tests.cases):
+                given = memory_file(case["input"].encode("utf-8", "surrogatepass"))
+                try:
+                    run = self.run(RUN, job, [given])
+                finally:
+                    os.close(given)
+                word, detail = run.word, run.err.strip()[-500:]
+                if not word:
+                    word = "wrong_answer"
+                    text = run.out.decode("utf-8", "replace")
+                    if same_output(case["output"], text):
+                        word = "pass"
+                    else:
+                        detail = f"printed {text[:200]!r}, expected {case['output'][:200]!r}"
+                if not self.set(i, word, detail):
+                    return
+        finally:
+            os.close(job)
+
+    def call(self):
+        entry = self.tests.entry_point
+        self.calls([(i, entry, c["args"], c["expected"], same_value) for i, c in enumerate(self.tests.cases)])
+
+    def calls(self, cases):
+        """cases: (number, entry point, args, expected, comparison). One process answers as many as it survives."""
+        while cases:
+            asked = [[entry, [encode(a) for a in args]] for _, entry, args, _, _ in cases]
+            job = memory_file(json.dumps({**self.job, "calls": asked}).encode())
+            answers = memory_file()
+
+            def hopeless(fd=answers, cases=cases):  # an early answer is wrong already: stop the rest
+                lines = contents(fd, self.limits.output_mb << 20).split(b"\n")[:-1]
+                pairs = zip(lines[1:], cases, strict=False)
+                return any(self.judge_answer(a, c)[0] != "pass" for a, c in pairs)
+
+            try:
+                run = self.run(CALLS, job, [answers], len(cases), hopeless if self.stop_early else None)
+            finally:
+                os.close(job)
+                os.close(answers)
+            lines = run.answers.split(b"\n")[:-1]
+            if not lines or lines[0] != b'"ready"':  # it never came to the first call
+                word, detail = run.word or "runtime_error", run.err[-500:]
+                if lines:
+                    word, detail = failure(parse_answer(lines[0]))
+                for case in cases:
+                    self.set(case[0], run.word if run.word == "timeout" else word, detail)
+                return
+            for answer, case in zip(lines[1:], cases, strict=False):
+                if not self.set(case[0], *self.judge_answer(answer, case)):
+                    return
+            answered = len(lines) - 1
+            if answered >= len(cases):
+                return
+            if not self.set(cases[answered][0], run.word or "runtime_error", run.err.strip()[-500:]):
+                return
+            cases = cases[answered + 1 :]
+
+    def judge_answer(self, answer, case):
+        """One answer line of the program, which may hold anything, against its case."""
+        _, entry, args, expected, compare = case
+        answer = parse_answer(answer, expected)
+        if type(answer) is not dict or "v" not in answer:
+            return failure(answer)
+        try:
+            value = decode(answer["v"])
+            if compare(expected, value):
+                return "pass", ""
+            return "wrong_answer", f"{entry}({str(args)[1:-1]:.200}) gave {value!r:.200}, expected {expected!r:.200}"
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+            return "wrong_answer", f"not a value: {error}"[:500]
+
+    # `assert`: a test file's own lines
+
+    def assert_(self):
+        simple, other = [], []
+        for i, case in enumerate(self.tests.cases):
+            call = as_call(case["assert"]) if "assert" in case else None
+            (simple.append((i, *call)) if call else other.append((i, case)))
+        self.job["lenient"] = True
+        self.calls(simple)
+        if self.stop_early and any(w != "pass" for w in self.words.values()):
+            return
+        while other:
+            left = self.session(other)
+            if self.stop_early or len(left) == len(other):
+                break
+            other = left
+
+    def session(self, cases):
+        """The test code runs in the tester's process, the program in its own; calls and answers pass through here.
+        Returns the cases that are left after the program died in one."""
+        ours, theirs = socket.socketpair()
+        job = memory_file(json.dumps(self.job).encode())
+        answers, verdicts = memory_file(), memory_file()
+        ready, run = [], None
+        state = {"tester": None}
+
+        def talk():
+            theirs.close()
+            ours.settimeout(5 * (self.limits.wall_s + self.limits.cpu_s) * len(cases) + 30)
+            with contextlib.suppress(OSError, EOFError, ValueError, struct.error, RecursionError):
+                first = receive_from(ours)
+                ready.append(json.loads(first))
+                if ready[0] == "ready":
+                    state["tester"] = self.ask_tester(cases, ours, verdicts)
+            ours.close()  # the program reads the end and leaves
+
+        try:
+            run = self.run(SERVE, job, [answers, theirs.fileno()], len(cases), begun=talk)
+            lines = [json.loads(line) for line in contents(verdicts, 1 << 24).split(b"\n")[:-1]]
+        finally:
+            for fd in (job, answers, verdicts):
+                os.close(fd)
+            ours.close()
+            theirs.close()
+        if ready != ["ready"]:
+            word, detail = failure(ready[0]) if ready else (run.word or "runtime_error", run.err[-500:])
+            for i, _ in cases:
+                self.set(i, word, detail)
+            return []
+        count = 0
+        for (i, _), (_, word, detail) in zip(cases, lines, strict=False):
+            count += 1
+            if word == "dead":
+                word, detail = run.word or "runtime_error", run.err.strip()[-500:]
+            if not self.set(i, word, detail):
+                return []
+        if count < len(cases) and not (lines and lines[-1][1] == "dead"):  # the tester itself did not get through
+            word = {"timeout": "timeout"}.get(state["tester"] and state["tester"].word, "harness_error")
+            self.set(cases[count][0], word, "the test code did not finish")
+            count += 1
+        return cases[count:]
+
+    def ask_tester(self, cases, program, verdicts):
+        """Start the test code and carry its questions to the program until it is done."""
+        n = len(cases)
+        limits = Limits(5 * (self.limits.wall_s + self.limits.cpu_s) * n, self.limits.cpu_s * n + 5, 2048, 16)
+        ours, theirs = socket.socketpair()
+        job = {"cases": cases, "setup": self.tests.setup or "", "entry": self.tests.entry_point,
+               "stop_early": self.stop_early}  # fmt: skip
+        job, out = memory_file(json.dumps(job).encode()), memory_file()
+        try:
+            self.tester.begin(TEST, [job, out, out, verdicts, theirs.fileno()], limits)
+            theirs.close()
+            ours.settimeout(limits.wall_s + 30)
+            with contextlib.suppress(OSError, EOFError):
+                while True:
+                    question = receive_from(ours)
+                    try:
+                        send_to(program, question)
+                        answer = receive_from(program)
+                    except (OSError, EOFError):
+                        answer = b'{"dead": true}'
+                    send_to(ours, answer)
+            run = self.tester.finish(limits)
+            run.err = contents(out, 1 << 16, tail=True).decode("utf-8", "replace")
+            run.word = ending(run, limits)
+            return run
+        except BaseException:
+            self.tester.close()
+            raise
+        finally:
+            os.close(job)
+            os.close(out)
+            ours.close()
+            theirs.close()
+
+
+def send_to(sock, data):
+    sock.sendall(struct.pack("<I", len(data)) + data)
+
+
+def receive_from(sock, limit=64 << 20):
+    """A message as bytes; more than `limit` bytes ends the conversation."""
+
+    def exactly(n):
+        data = bytearray()
+        while len(data) < n:
+            part = sock.recv(min(n - len(data), 1 << 20))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+    size = struct.unpack("<I", exactly(4))[0]
+    if size > limit:
+        raise EOFError("message too long")
+    return exactly(size)
+
+
+def parse_answer(line, expected=None):
+    """A line that a program claims to have answered -> data, None if it is not JSON or much longer than is expected:
+    millions of colliding set elements would keep the caller busy for hours."""
+    if len(line) > MAX_EXTRA and len(line) > MAX_EXTRA + 20 * len(repr(expected)):
+        return None
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def failure(answer):
+    """The word for an exception that came back as data. Whatever else came back is no answer: wrong."""
+    if type(answer) is not dict or type(answer.get("e")) is not str:
+        return "wrong_answer", "no answer"
+    word = {"MemoryError": "memory", "PermissionError": "sandbox_violation"}.get(answer["e"], "runtime_error")
+    return word, f"{answer['e']}: {answer.get('m')}"[:500]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def as_call(text):
+    """`assert f(1, 2) == 3` -> ("f", [1, 2], 3, equal); None where the line says anything but that about literals."""
+    try:
+        (node,) = ast.parse(text.strip()).body
+        test = node.test
+        if not (isinstance(node, ast.Assert) and isinstance(test, ast.Compare) and len(test.ops) == 1):
+            return None
+        left, right = test.left, test.comparators[0]
+        if isinstance(right, ast.Call):
+            left, right = right, left
+        if not isinstance(left.func, ast.Name) or left.keywords:
+            return None
+        expected, args = ast.literal_eval(right), [ast.literal_eval(a) for a in left.args]
+        encode(args)
+        if isinstance(test.ops[0], ast.Is) and (expected is None or isinstance(expected, bool)):
+            return left.func.id, args, expected, lambda a, b: a is b
+        return (left.func.id, args, expected, equal) if isinstance(test.ops[0], ast.Eq) else None
+    except (SyntaxError, ValueError, TypeError, AttributeError, MemoryError, RecursionError):
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the sandbox
+
+# Each line tries something forbidden and what succeeds is printed. A name starts with the layer that should stop it.
+PROBE = """
+import json, os, resource, socket
+def raise_limit():
+    resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY,) * 2)
+def fork():
+    if os.fork() == 0: os._exit(0)
+def signal_parent():
+    os.kill(os.getppid(), 0)
+tries = {
+    "landlock: read /etc/passwd": lambda: open("/etc/passwd"), "landlock: list /": lambda: os.listdir("/"),
+    "landlock: write /tmp": lambda: open("/tmp/.sandbox_probe", "w"), "seccomp: open a socket": socket.socket,
+    "landlock: write /dev/shm": lambda: open("/dev/shm/.sandbox_probe", "w"), "seccomp: fork": fork,
+    "seccomp: signal the parent": signal_parent, "rlimits: raise a limit": raise_limit,
+    "seccomp: hidden memory": lambda: os.memfd_create("x"), "seccomp: remove a file": lambda: os.unlink("/tmp/none"),
+}
+done = []
+for name, attempt in tries.items():
+    try: attempt()
+    except FileNotFoundError: done.append(name)
+    except (OSError, ValueError): pass
+    else: done.append(name)
+print(json.dumps([list(tries), done]))
+"""
+LAYERS = ("rlimits", "no_new_privs", "seccomp", "landlock")
+_warned = False
+
+
+def as_tests(tests):
+    """Tests of problems.py, or a dict with its keys; checked, so that a mistake is not scored as a failing program."""
+    if isinstance(tests, dict):
+        tests = types.SimpleNamespace(**{"entry_point": None, "setup": "", "time_limit": None, **tests})
+    if tests is None or not tests.cases:
+        raise ValueError("no tests: a program without tests cannot be run for a verdict")
+    if tests.kind not in ("stdin", "call", "assert"):
+        raise ValueError(f"tests.kind is {tests.kind!r}, expected stdin, call or assert")
+    if tests.kind == "call" and not tests.entry_point:
+        raise ValueError("tests of kind call need an entry_point")
+    if not tests.entry_point and any("check" in c for c in tests.cases):
+        raise ValueError("a check(candidate) test needs an entry_point")
+    return tests
+
+
+class Sandbox:
+    """A pool of servers; one worker a CPU by default. Use as `with Sandbox() as sb:`; safe to share between threads.
+
+    Raises SandboxError if level "strict" cannot be had. `without` switches layers off, for tests of that error.
+    """
+
+    def __init__(self, workers=None, level="strict", without=(), portable=sys.platform != "linux"):
+        global _warned
+        if level not in ("strict", "basic"):
+            raise ValueError(f"level is {level!r}, expected strict or basic")
+        if resource is None or (portable and level == "strict"):
+            raise SandboxError(f"level strict needs Linux, this is {platform.system()}; choose --sandbox basic")
+        self.level, self.portable, self.without = level, portable, tuple(without)
+        self.count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
+        kind = PortableWorker if portable else Worker
+        self.all = [(kind(level, without), kind(level, without)) for _ in range(self.count)]
+        self.free = queue.LifoQueue()  # the last used is the warmest
+        for pair in self.all:
+            self.free.put(pair)
+        self.closed = False
+        try:
+            self._report = self._probe()
+        except BaseException:
+            self.close()
+            raise
+        missing = self._report["missing"]
+        if level == "strict" and missing:
+            self.close()
+            notes = "; ".join(f"{k}: {v}" for k, v in self._report["notes"].items())
+            names = ", ".join(missing)
+            raise SandboxError(
+                f"level strict is missing {names} here{f' ({notes})' if notes else ''}; "
+                "choose --sandbox basic to run with less isolation"
+            )
+        if level == "basic" and not _warned:
+            _warned = True
+            print(f"warning: sandbox level basic, missing: {', '.join(missing) or 'nothing'}", file=sys.stderr)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def close(self):
+        self.closed = True
+        for pair in self.all:
+            for worker in pair:
+                worker.close()
+
+    def _probe(self):
+        """Start one worker and let a program try what must not work."""
+        pair = self.free.get()
+        worker = pair[0]
+        try:
+            worker.start()
+            tests = as_tests({"kind": "stdin", "cases": [{"input": "", "output": ""}]})
+            judge = Judge(*pair, PROBE, tests, Limits(), True)
+            job, given = memory_file(json.dumps(judge.job).encode()), memory_file()
+            try:
+                run = judge.run(RUN, job, [given])
+            finally:
+                os.close(job)
+                os.close(given)
+        except WorkerDied as error:
+            raise SandboxError(f"the sandbox server died at its first program: {error}") from None
+        finally:
+            self.free.put(pair)
+        notes = dict(worker.layers.get("notes", {}))
+        active = list(worker.layers["active"])
+        try:
+            tried, done = json.loads(run.out)
+        except ValueError:
+            tried, done = [], []
+            active = [] if self.level == "strict" else active
+            notes["probe"] = f"{run.word}: {run.err.strip()[-200:]}"
+        for name in done:
+            layer = name.split(":")[0]
+            if layer in active:
+                active.remove(layer)
+                notes[layer] = f"did not stop: {name.split(': ')[1]}"
+        return {
+            "level": self.level, "degraded": self.level == "basic", "layers": {k: k in active for k in LAYERS},
+            "missing": [k for k in LAYERS if k not in active], "landlock_abi": worker.layers.get("landlock_abi"),
+            "namespaces": worker.layers.get("namespaces", []), "attempts": {k: k not in done for k in tried},
+            "notes": notes, "workers": self.count, "machine": platform.machine(),
+        }  # fmt: skip
+
+    def report(self):
+        """{level, degraded, layers: {name: bool}, missing, namespaces, landlock_abi, attempts: {what: refused}, notes,
+        workers, machine}."""
+        return self._report
+
+    def run(self, code, tests, limits=None, stop_early=True, repeat=1):
+        """One program's Result. ValueError without tests; a program never raises.
+
+        repeat=2 runs a passing program again: a program that passes only sometimes does not pass (detail "flaky").
+        """
+        tests = as_tests(tests)
+        limits = limits or Limits()
+        if tests.time_limit:
+            limits = Limits(2 * tests.time_limit, tests.time_limit, limits.memory_mb, limits.output_mb)
+        result = self._grade(code, tests, limits, stop_early)
+        for _ in range(repeat - 1):
+            if not result.passed:
+                break
+            again = self._grade(code, tests, limits, stop_early)
+            again.cpu_s, again.wall_s = again.cpu_s + result.cpu_s, again.wall_s + result.wall_s
+            if not again.passed:
+                again.detail = f"flaky: passed once, then {again.detail}"
+            result = again
+        return result
+
+    def _grade(self, code, tests, limits, stop_early):
+        pair = self.free.get()
+        try:
+            for attempt in (1, 2):  # a server that died is replaced, once
+                try:
+                    result = Judge(*pair, code, tests, limits, stop_early).grade()
+                    if "harness_error" not in result.verdicts:
+                        break
+                except (WorkerDied, SandboxError, OSError) as error:
+                    if self.closed:
+                        raise SandboxError("the sandbox is closed") from None
+                    n = 1 if stop_early else len(tests.cases)
+                    result = Result(False, ["harness_error"] * n, 0.0, trusted=False, detail=f"{error} ({attempt}x)")
+        finally:
+            self.free.put(pair)
+        result.degraded = self.level == "basic"
+        return result
+
+    def map(self, jobs, limits=None, stop_early=True, progress=False, repeat=1):
+        """[(code, tests), ...] -> [Result, ...] in the same order, over all workers."""
+        jobs = list(jobs)
+        for _, tests in jobs:
+            as_tests(tests)
+        results = [None] * len(jobs)
+        todo, done, lock, errors = iter(range(len(jobs))), queue.SimpleQueue(), threading.Lock(), []
+
+        def work():
+            try:
+                while not errors:
+                    with lock:
+                        i = next(todo, None)
+                    if i is None:
+                        break
+                    results[i] = self.run(*jobs[i], limits, stop_early, repeat)
+                    done.put(1)
+            except BaseException as error:
+                errors.append(error)
+            done.put(0)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.count, len(jobs)))]
+        bar = progress_bar(len(jobs)) if progress else None
+        for thread in threads:
+            thread.start()
+        try:
+            running = len(threads)
+            while running:
+                if done.get():
+                    bar and bar.update()
+                else:
+                    running -= 1
+        except BaseException as error:  # Ctrl-C arrives here; the threads stop after the program they are at
+            errors.append(error)
+            raise
+        finally:
+            bar and bar.close()
+        if errors:
+            raise errors[0]
+        return results
+
+
+setattr(Judge, "assert", Judge.assert_)
+
+
+def progress_bar(total):
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="running programs", unit="program", disable=not sys.stderr.isatty())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# command line
+
+
+def check():
+    """Print the probe's findings. Exit code 0 if level strict holds, 1 if not."""
+    global _warned
+    _warned = True  # what is missing is what this prints
+    with Sandbox(1, "basic") as sb:
+        report = sb.report()
+    holds = "does not hold" if report["missing"] else "holds"
+    print(f"level strict {holds} on {platform.system()} {platform.release()} {report['machine']}")
+    for name, holds in report["layers"].items():
+        extra = f" (ABI {report['landlock_abi']})" if name == "landlock" and holds else ""
+        note = report["notes"].get(name, "")
+        print(f"  {'holds  ' if holds else 'MISSING'}  {name}{extra}{f': {note}' if note else ''}")
+    print(f"  extra    namespaces: {', '.join(report['namespaces']) or 'none'}")
+    for name, refused in report["attempts"].items():
+        print(f"  {'refused' if refused else 'WORKED '}  {name}")
+    if report["missing"]:
+        print("  --sandbox basic runs with what there is")
+    return 1 if report["missing"] else 0
+
+
+def battery(path, level):
+    """Run rows {id, category, kind, code, tests, entry_point?, expect, expect_verdicts?}; a table by category."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.strip()]
+    jobs = [
+        (r["code"], {"kind": r["kind"], "cases": r["tests"], "entry_point": r.get("entry_point"),
+                     "setup": r.get("setup", "")}) for r in rows
+    ]  # fmt: skip
+    with Sandbox(level=level) as sb:
+        begin = time.monotonic()
+        results = sb.map(jobs, Limits(wall_s=3, cpu_s=3), progress=True)
+        seconds = time.monotonic() - begin
+    right, total, misses = Counter(), Counter(), []
+    for row, result in zip(rows, results, strict=True):
+        word = next((v for v in result.verdicts if v != "pass"), "pass")
+        good = result.passed == (row["expect"] == "pass") and word in row.get("expect_verdicts", [word])
+        total[row["category"]] += 1
+        right[row["category"]] += good
+        if not good:
+            misses.append(f"  {row['category']}/{row['id']}: {word}, expected {row['expect']}; {result.detail[:200]}")
+    for category in sorted(total):
+        print(f"{category:24s} {right[category]:4d}/{total[category]}")
+    print(f"{'all':24s} {sum(right.values()):4d}/{sum(total.values())}   level {level}, {seconds:.1f} s")
+    print("\n".join(["misses:", *misses]) if misses else "no misses")
+    return 1 if misses else 0
+
+
+def run_file(program, tests, level, every):
+    with open(program, encoding="utf-8", errors="surrogateescape") as file:
+        code = file.read()
+    with open(tests, encoding="utf-8") as file:
+        tests = json.load(file)
+    with Sandbox(1, level) as sb:
+        result = sb.run(code, tests, stop_early=not every)
+    print(json.dumps(vars(result)))
+    return 0 if result.passed else 1
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Run an untrusted program against tests.")
+    parser.add_argument("program", nargs="?", help="a Python file")
+    parser.add_argument("--tests", help='JSON file: {"kind", "cases", "entry_point"?, "setup"?, "time_limit"?}')
+    parser.add_argument("--check", action="store_true", help="show which layers of isolation hold here")
+    parser.add_argument("--battery", help="JSON lines of programs with the verdict each must get")
+    parser.add_argument("--all", action="store_true", help="run every test, also after a failure")
+    parser.add_argument("--sandbox", choices=("strict", "basic"), default="strict", help="level of isolation")
+    args = parser.parse_args(argv)
+    try:
+        if args.check:
+            return check()
+        if args.battery:
+            return battery(args.battery, args.sandbox)
+        if not (args.program and args.tests):
+            raise ValueError("give PROGRAM.py and --tests TESTS.json, or --check, or --battery FILE.jsonl")
+        return run_file(args.program, args.tests, args.sandbox, args.all)
+    except (SandboxError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = "" if isinstance(error, SandboxError | OSError | ValueError) else f"{type(error).__name__} "
+        print(f"error: {kind}{error}".replace("\n", " "), file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,7 @@
 
 `python train_rm.py` does the same. The toy run takes about 2 minutes on 2 CPU cores. It prints the funnel from problems
 to pairs, one line a step, and a table: held-out accuracy before and after, beside "longer wins" and "shorter wins". It
-leaves a run folder (--out): args.json, metrics.csv, samples.jsonl, pairs.jsonl and checkpoint/, which transformers loads.
+leaves a run folder (--out): args.json, metrics.csv, samples.jsonl, pairs.jsonl and checkpoint/.
 The same command goes on after a kill, and only prints the table once it is finished.
 """
 
@@ -42,7 +42,7 @@ COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,to
 @dataclass
 class Args:
     # the model
-    init: str = "tiny/reward"  # what to start from: a reward model, or a policy (then a head of zeros)
+    init: str = "tiny/policy"  # what to start from: a reward model, or a policy (then a head of zeros)
     out: str = "out/rm"  # run folder
     # pairs: a file, or collected from a policy
     pairs: str | None = None  # pair file to train on; without it pairs are collected
@@ -57,7 +57,7 @@ class Args:
     min_tests: int = 3  # fewest tests that make a program verified
     max_pairs: int = 4  # most pairs a problem
     collect_only: bool = False  # stop when the pairs are written
-    limit: int | None = 1200  # rows of any data that is loaded
+    limit: int | None = None  # rows of any data that is loaded
     # training
     held_out: float = 0.15  # share of the problems kept for evaluation
     epochs: int = 2  # passes over the pairs
@@ -67,7 +67,7 @@ class Args:
     weight_decay: float = 0.01  # AdamW, matrices only
     center: float = 0.0  # weight of (chosen + rejected)^2, which keeps scores around 0
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
-    token_budget: int = 16384  # tokens of one forward pass
+    token_budget: int = 2048  # tokens of one training forward pass; 2 CPU cores are fastest here, a GPU wants 16384 or more
     save_every: int = 1  # steps between checkpoints
     seed: int = 0  # seed of sampling, split and order
     device: str | None = None  # cpu or cuda; default: cuda where there is one
@@ -106,7 +106,7 @@ def encode_pairs(tokenizer, pairs, max_length, log):
 
 
 def micro_batches(rows, token_budget):
-    """Cuts pairs into lists that fit one forward pass, sorted by length so that little is padding. Yields index lists."""
+    """Cuts pairs into index lists that fit one forward pass, sorted by length so that little is padding."""
     order = sorted(range(len(rows)), key=lambda i: max(map(len, rows[i])))
     while order:
         # The longest row decides the width of a batch; sorted from short to long, it is the last one.
@@ -195,7 +195,7 @@ def final_table(pairs, before, after, init):
 
 
 def collect(args, run, device, log):
-    """Pairs from rollouts of --policy on --problems; samples.jsonl keeps what was done, so a killed collection goes on."""
+    """Pairs from rollouts of --policy on --problems. samples.jsonl keeps what was done: a killed collection goes on."""
     done = {}
     for row in run.samples():
         done.setdefault(row["problem"], []).append(Sample(**row))
@@ -215,7 +215,9 @@ def collect(args, run, device, log):
     pairs, funnel = make_pairs([s for group in done.values() for s in group], args.max_pairs, args.min_tests, args.seed)
     print_funnel(funnel)
     write_jsonl(run.dir / "pairs.jsonl", pairs)
-    write_atomic(run.dir / "funnel.json", json.dumps([dict(zip(("what", "count", "rule"), row, strict=True)) for row in funnel]))
+    write_atomic(
+        run.dir / "funnel.json", json.dumps([dict(zip(("what", "count", "rule"), row, strict=True)) for row in funnel])
+    )
     return pairs
 
 
@@ -241,7 +243,7 @@ def get_pairs(args, run, device, log):
 
 
 def update(model, optimizer, rows, args, world, rank, device):
-    """One optimizer step on this step's pairs (every rank takes its share). Returns loss, accuracy, margin, grad norm."""
+    """One optimizer step on these pairs, of which a rank takes its share -> loss, accuracy, margin, gradient norm."""
     mine, sums = rows[rank::world], torch.zeros(3, device=device)
     for batch in micro_batches(mine, args.token_budget):
         chosen_P, rejected_P = score_pairs(model, [mine[i] for i in batch], device)
@@ -292,8 +294,8 @@ def main():
         step, tokens, seconds = step + 1, sum(len(c) + len(r) for c, r in batch), time.time() - tick
         eta = (time.time() - started) / (step - first) * (steps - step)
         log(
-            f"step {step}/{steps} | loss {loss:.3f} | acc {accuracy:.2f} | margin {margin:.2f} | gnorm {grad_norm:.2f} | "
-            f"{tokens / seconds / 1000:.1f}k tok/s | eta {format_eta(eta)}"
+            f"step {step}/{steps} | loss {loss:.3f} | acc {accuracy:.2f} | margin {margin:.2f} | "
+            f"gnorm {grad_norm:.2f} | {tokens / seconds / 1000:.1f}k tok/s | eta {format_eta(eta)}"
         )
         run.log(step=step, loss=loss, accuracy=accuracy, margin=margin, grad_norm=grad_norm, lr=lr, tokens=tokens,
                 seconds=seconds)  # fmt: skip

@@ -1,7 +1,7 @@
 """extract.py: one row a behaviour, then properties that hold for every string. Nothing is downloaded.
 
-    pytest tests/test_extract.py                # about 15 s
-    pytest tests/test_extract.py -m slow        # 2,000 hostile texts through every mode
+pytest tests/test_extract.py                # about 15 s
+pytest tests/test_extract.py -m slow        # 2,000 hostile texts through every mode
 """
 
 import ast
@@ -106,9 +106,9 @@ TABLE = [
     ("recover magics", fence("%matplotlib inline\n!pip install x\n" + F), "recover", F),
     ("recover line numbers", fence("1  def f(x):\n2      return x + 1"), "recover", F),
     ("recover line numbers with colons", fence(" 9: def f(x):\n10:     return x + 1"), "recover", F),
-    ("recover smart quotes", fence("def f(x):\n    return “it’s” + x"), "recover", 'def f(x):\n    return "it’s" + x'),
+    ("recover smart quotes", fence("def f(x):\n    return “it’s” + x"), "recover", 'def f(x):\n    return "it\'s" + x'),
     ("recover non-breaking spaces", fence("def f(x):\n\u00a0\u00a0\u00a0 return x + 1"), "recover", F),
-    ("recover entities", fence("def f(x):\n    return x &lt; 1"), "recover", "def f(x):\n    return x < 1"),
+    ("recover entities", fence("def f(x):\n    return x &lt;= 1"), "recover", "def f(x):\n    return x <= 1"),
     ("recover uniform indentation", fence("    def f(x):\n        return x + 1"), "recover", F),
     ("recover prose in the fence", fence(F + "\n\nThis returns the next number."), "recover", F),
     ("recover prose before the code in the fence", fence("Here is the code:\n" + F), "recover", F),

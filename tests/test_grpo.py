@@ -67,7 +67,9 @@ def test_loss_does_not_depend_on_how_the_batch_is_cut():
     mask = torch.arange(5)[None] < torch.randint(1, 6, (8, 1))
     advantage, count = torch.randn(8), int(mask.sum())
     whole = grpo_loss(logp, old, advantage, mask, count)[0]
-    parts = sum(grpo_loss(logp[i:j], old[i:j], advantage[i:j], mask[i:j], count)[0] for i, j in ((0, 3), (3, 4), (4, 8)))
+    parts = sum(
+        grpo_loss(logp[i:j], old[i:j], advantage[i:j], mask[i:j], count)[0] for i, j in ((0, 3), (3, 4), (4, 8))
+    )
     assert torch.allclose(whole, parts)
     # One long row of loss 0 and a short one of loss 1: 10 / 1010, not the mean of means.
     ratio = torch.zeros(2, 1000)
@@ -115,7 +117,10 @@ def test_micro_batches_keep_every_rollout_within_the_budget():
 
 
 def test_mask_covers_the_answer_and_its_stop_token_only():
-    rows = [grpo.Rollout(None, [1, 2, 3], [4, 5], [-1.0, -2.0], True), grpo.Rollout(None, [1], [2, 3, 4, 5], [-1.0] * 4, True)]
+    rows = [
+        grpo.Rollout(None, [1, 2, 3], [4, 5], [-1.0, -2.0], True),
+        grpo.Rollout(None, [1], [2, 3, 4, 5], [-1.0] * 4, True),
+    ]
     ids, prompt_lengths, lengths, old, mask = grpo.tensors(rows, "cpu")
     assert mask.sum(1).tolist() == [2, 4]
     assert old[0].tolist() == [0, 0, -1, -2]

@@ -20,7 +20,7 @@ def compositions(split, unseen=False, count=500):
 
 
 def test_toy_sizes(splits):
-    assert {name: len(ps) for name, ps in splits.items()} == {"train": 3000, "untested": 4000, "test": 256}
+    assert {name: len(ps) for name, ps in splits.items()} == {"train": 1500, "untested": 4000, "test": 256}
     assert sum(p.source == "toy:unseen" for p in splits["test"]) == 64
     statements = [p.prompt for ps in splits.values() for p in ps]
     assert len(set(statements)) == len(statements) >= 5000
@@ -37,7 +37,9 @@ def test_unseen_part_has_combinations_and_phrasings_never_trained_on(splits):
     def pairs_of(composition):
         return {(a.name, b.name) for a, b in zip(composition.steps, composition.steps[1:], strict=False)}
 
-    trained = set().union(*(pairs_of(c) for s in ("pretrain", "train", "untested") for c in compositions(s, count=3000)))
+    trained = set().union(
+        *(pairs_of(c) for s in ("pretrain", "train", "untested") for c in compositions(s, count=3000))
+    )
     assert all(pairs_of(c) - trained for c in compositions("test", unseen=True, count=100))
     seen = {p.format(k=k) for op in problems.STEPS + problems.REDUCTIONS for p in op.phrasings[:-1] for k in op.ks}
     held_out = {op.phrasings[-1].format(k=k) for op in problems.STEPS + problems.REDUCTIONS for k in op.ks}
@@ -130,7 +132,8 @@ def test_mbpp_row(tmp_path):
 
 
 def test_humaneval_row_runs(tmp_path):
-    row = {"task_id": "HumanEval/x", "prompt": "def inc(x):\n    '''Adds one.'''\n", "canonical_solution": "    return x + 1\n",
+    row = {"task_id": "HumanEval/x", "prompt": "def inc(x):\n    '''Adds one.'''\n",
+           "canonical_solution": "    return x + 1\n",
            "entry_point": "inc", "test": "def check(candidate):\n    assert candidate(1) == 2\n"}  # fmt: skip
     (problem,) = load_problems("humaneval:" + write(tmp_path, row))
     assert problem.starter in policy_prompt(problem)
@@ -141,4 +144,6 @@ def test_humaneval_row_runs(tmp_path):
 
 def test_lcb_prompt_places_the_format_behind_the_question():
     prompt = policy_prompt(Problem("a", "Question?"), "lcb")
-    assert "Question?### Format: " in prompt and prompt.endswith("### Answer: (use the provided format with backticks)\n\n")
+    assert "Question?### Format: " in prompt and prompt.endswith(
+        "### Answer: (use the provided format with backticks)\n\n"
+    )

@@ -19,7 +19,9 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_pairwise_loss_equals_trl():
     cases = json.loads((GOLDEN / "bradley_terry.json").read_text())
     for case in cases:
-        chosen, rejected = (torch.tensor(case[k], dtype=torch.float64, requires_grad=True) for k in ("chosen", "rejected"))
+        chosen, rejected = (
+            torch.tensor(case[k], dtype=torch.float64, requires_grad=True) for k in ("chosen", "rejected")
+        )
         margin = torch.tensor(case["margin"] if case["margin"] is not None else 0.0, dtype=torch.float64)
         loss = pairwise_loss(chosen, rejected, margin, case["center_rewards_coefficient"] or 0.0)
         loss.backward()
@@ -68,16 +70,18 @@ def test_bootstrap_resamples_problems_not_pairs():
 
 
 def test_normalised_programs():
-    assert normalised("def f(a):  # first\n    b = a\n    return b") == normalised('def f(x):\n    "doc"\n    y = x\n    return y').replace(
-        "    pass\n", ""
-    )
+    assert normalised("def f(a):  # first\n    b = a\n    return b") == normalised(
+        'def f(x):\n    "doc"\n    y = x\n    return y'
+    ).replace("    pass\n", "")
     assert normalised("def f(a): return a") != normalised("def g(a): return a")
     assert normalised("def f(a): return a > 1") != normalised("def f(a): return a >= 1")
     assert normalised("not python (") == "not python ("
 
 
 def sample(problem, code, verdict, pass_rate=0.0, num_tests=12):
-    return Sample(problem, "statement", "text", code, "ok" if code else "no_block", verdict, pass_rate, num_tests, "toy")
+    return Sample(
+        problem, "statement", "text", code, "ok" if code else "no_block", verdict, pass_rate, num_tests, "toy"
+    )
 
 
 def program(i):
@@ -86,7 +90,11 @@ def program(i):
 
 def test_pair_rule():
     samples = [sample("p", program(i), "pass" if i < 2 else "wrong_answer", 0.5) for i in range(5)]
-    samples += [sample("p", program(0) + "  # again", "pass"), sample("p", None, None), sample("p", program(9), "harness_error")]
+    samples += [
+        sample("p", program(0) + "  # again", "pass"),
+        sample("p", None, None),
+        sample("p", program(9), "harness_error"),
+    ]
     samples += [sample("q", program(i), "pass") for i in range(3)]  # no wrong program: no pair
     found, funnel = make_pairs(samples, max_pairs=4)
     assert dict((what, n) for what, n, _ in funnel) == {
@@ -111,7 +119,10 @@ def test_pair_files(tmp_path):
     path = tmp_path / "pairs.jsonl"
     pairs.write_jsonl(path, [Pair("s", "a", "b", "1#0", "x", 0.5)])
     assert load_pairs(str(path)) == [Pair("s", "a", "b", "1#0", "x", 0.5)]
-    rows = [{"question": "q", "code_pos": "a", "code_neg": "b"}, {"question_content": "q", "code_pos": "a", "code_neg": "c"}]
+    rows = [
+        {"question": "q", "code_pos": "a", "code_neg": "b"},
+        {"question_content": "q", "code_pos": "a", "code_neg": "c"},
+    ]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     first, second = load_pairs(f"codescalerpair:{path}")
     assert first.prompt == "q" and first.id != second.id and pairs.problem_of(first) == pairs.problem_of(second)

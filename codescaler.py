@@ -1,13 +1,13 @@
 """The model: Qwen3 with a language-model head or a reward head, its cache, generation, scoring and checkpoints.
 
-    python codescaler.py score --rm out/rm --problem statement.md a.py b.py     # ranks programs: score, reward, validity
+    python codescaler.py score --rm out/rm --problem statement.md a.py b.py    # ranks programs by score
     python codescaler.py generate --model tiny/policy "Write solve(xs) ..." -n 4
 
 Models are folders or hub ids in Hugging Face layout (Qwen/Qwen3-8B, Skywork/Skywork-Reward-V2-Qwen3-8B, ...). Parameter
 names are Hugging Face's, so loading needs no map. From ids to a score: Qwen3.forward -> Block -> Attention, MLP ->
 Qwen3.score.
 
-Shape suffixes: B batch, T time, D model width, H query heads, G key/value heads, K head size, V vocabulary, S cache slots.
+Shape suffixes: B batch, T time, D model width, H query heads, G key/value heads, K head size, V vocabulary, S slots.
 Batches are right-padded and lengths say what is real: with causal attention no real token ever sees the padding.
 """
 
@@ -119,7 +119,7 @@ def rope_table(config, positions):
 
 
 def apply_rope(x_BTHK, cos_BTK, sin_BTK):
-    """Rotates dimension i against dimension i + K/2 (halves, as in Qwen and Llama checkpoints; not neighbours 2i, 2i+1).
+    """Rotates dimension i against dimension i + K/2 (halves, as in Qwen's checkpoints; not neighbours 2i, 2i+1).
 
     At position 0 nothing turns; a quarter turn takes (1, 0) to (0, 1):
 
@@ -199,7 +199,7 @@ class Trunk(nn.Module):
 
 
 class Qwen3(nn.Module):
-    """head="lm": logits over the vocabulary (the embedding itself if tied). head="score": one number a text, in fp32."""
+    """head="lm": logits over the vocabulary (by the embedding, if tied). head="score": one fp32 number a text."""
 
     def __init__(self, config, head="lm", score_bias=False):
         super().__init__()
@@ -352,7 +352,7 @@ class Completion(NamedTuple):
 def sampling_logprobs(logits_BV, temperature=1.0, top_p=1.0, top_k=0):
     """Logits -> log-probabilities after temperature, then top-k, then top-p (Hugging Face's order and tie rules).
 
-    top_k keeps every token as likely as the k-th; top_p drops the least likely tokens whose total stays within 1 - top_p.
+    top_k keeps every token as likely as the k-th; top_p drops the least likely tokens, up to 1 - top_p in all.
     """
     logits_BV = logits_BV / temperature
     if 0 < top_k < logits_BV.shape[-1]:
@@ -628,7 +628,7 @@ def reward_input_ids(tokenizer, prompt, code, max_length=4096):
 
 
 def template_fingerprint(tokenizer, max_length):
-    """Identifies what the reward model reads: the rendered text of a fixed conversation, its length limit, what is cut."""
+    """Identifies what the reward model reads: a fixed conversation as rendered, the length limit, what is cut."""
     text = tokenizer.chat([{"role": "user", "content": "P"}, {"role": "assistant", "content": "C"}])
     return hashlib.sha256(f"{text}|bare statement|{max_length}|end of program".encode()).hexdigest()[:16]
 
@@ -845,8 +845,7 @@ def write_atomic(path, text):
 
 
 def setup(device=None):
-    """-> (rank, world size, device). Under torchrun joins the process group (nccl on CUDA, gloo on CPU); plain python is
-    rank 0 of 1. Raises UserError."""
+    """-> (rank, world size, device). Plain python is rank 0 of 1. Raises UserError."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(

@@ -95,7 +95,7 @@ class Compiler:
             return Verdict("too_large", message="compile budget spent")
         self.attempts, self.chars = self.attempts - 1, self.chars - len(source)
         try:
-            # An invalid escape in a string only warns, but under `python -W error` the warning would refuse the program.
+            # An invalid escape in a string only warns, but under `python -W error` it would refuse the program.
             with _warnings_lock, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tree = ast.parse(source)
@@ -153,7 +153,7 @@ def bound(body) -> set[str]:
 
 
 def defines(tree: ast.Module, entry_point: str) -> bool:
-    """Whether `tree` binds `f`, or a class `Solution` that has `method` itself or from a base class in the same text."""
+    """Whether `tree` binds `f`, or a class `Solution` with `method`, its own or from a base class in the text."""
     owner, _, method = entry_point.rpartition(".")
     if not owner:
         return method in bound(tree.body)
@@ -310,7 +310,7 @@ def find_end(lines, start, fence, prefix, tag, compiler):
 
 
 class Piece(NamedTuple):
-    """A candidate that compiles. `cost`: 0 as written, 1 repaired, 2 cut. `rank`: 2 tagged Python, 1 untagged, 0 bare."""
+    """A candidate that compiles. `cost`: 0 as written, 1 repaired, 2 cut. `rank`: 2 tagged, 1 untagged, 0 bare."""
 
     code: str
     tree: ast.Module
@@ -328,7 +328,8 @@ START = re.compile(
     r"(?:if|for|while|with)\b.*:|try:|[\w.\[\], ]+ ?[-+*/%|&]?= ?\S|(?:>>>|In \[\d+\]:) )"
 )
 TYPOGRAPHY = str.maketrans({
-    "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2018": "'", "\u2019": "'", "\u00a0": " ", "\u202f": " ", "\u3000": " ",
+    "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2018": "'", "\u2019": "'",
+    "\u00a0": " ", "\u202f": " ", "\u3000": " ",
     "\u2013": "-", "\u2212": "-", "\u200b": None, "\u200c": None, "\u200d": None, "\ufeff": None,
 })  # fmt: skip
 STRING = re.compile(
@@ -425,7 +426,8 @@ def longest_prefix(text: str, compiler: Compiler) -> tuple[str, int]:
 def without_prose(code: str, compiler: Compiler) -> Verdict | None:
     """Trailing statements without effect (a word, `Note: this`) cut from a run of lines that no fence delimits."""
     tree = compiler.check(code).tree
-    while tree and tree.body and not any(isinstance(n, EFFECTS) or getattr(n, "value", 0) and isinstance(n, ast.AnnAssign)
+    while tree and tree.body and not any(isinstance(n, EFFECTS)
+                                         or getattr(n, "value", 0) and isinstance(n, ast.AnnAssign)
                                          for n in ast.walk(tree.body[-1])):  # fmt: skip
         if isinstance(tree.body[-1], ast.Import | ast.ImportFrom):
             break
@@ -471,17 +473,17 @@ def find_pieces(lines: list[str], compiler: Compiler) -> list[Piece]:
         rank = {"python": 2, "": 1, "other": 0}[block.tag]
         code, cost = repaired(block.body, compiler)
         if not add(code, cost if block.closed else max(cost, 1), rank) and cost == 2:
-            for code in runs(code.split("\n"), compiler):
-                add(without_prose(code, compiler), 2, rank)
+            for run in runs(code.split("\n"), compiler):
+                add(without_prose(run, compiler), 2, rank)
     if not any(score(piece, None)[0] for piece in pieces):
         text, cost = repaired("\n".join(lines), compiler)
         if cost < 2:
             add(without_prose(text, compiler), cost, 0)
         else:
-            for text in ("\n".join(lines), text):
+            for whole in ("\n".join(lines), text):
                 if not any(piece.cost == 2 and score(piece, None)[0] for piece in pieces):
-                    for code in runs(text.split("\n"), compiler):
-                        add(code, 2, 0)
+                    for run in runs(whole.split("\n"), compiler):
+                        add(run, 2, 0)
     return pieces
 
 
@@ -535,7 +537,7 @@ def score(piece: Piece, entry_point: str | None) -> tuple:
 
 
 def merges(pieces: list[Piece], compiler: Compiler) -> list[Piece]:
-    """For each candidate that uses names it lacks (and is more than a usage example): it with those that define them."""
+    """For each candidate that uses names it lacks (and is no mere usage example): it with those that define them."""
     merged = []
     for piece in pieces[-16:]:
         need, chosen = unresolved(piece.tree), [piece]
@@ -612,7 +614,7 @@ def extract_paper(text: str) -> Extraction:
 
 
 def extract_strict(text: str, entry_point: str | None, log: list) -> Extraction:
-    """Exactly one Python program block. Blocks in other languages, and untagged ones that are no program, don't count."""
+    """Exactly one Python program block. Other languages, and untagged blocks that are no program, don't count."""
     if not text.strip():
         return Extraction(None, "empty")
     compiler = Compiler()
@@ -673,10 +675,12 @@ def extract_best(text: str, entry_point: str | None, log: list) -> Extraction:
 
 
 def hostile(rng: random.Random, programs: list[str]) -> str:
-    """A response nobody would write: program text and fences, cut, repeated, nested and sprinkled with odd characters."""
-    parts = ["```", "```python\n", "\n```\n", "~~~", "<think>", "</think>", "\x00", "\ud800", "\f", "\t", "\r\n", "\u2028",
-             '"""', "'", "\\", "(", "[", "{", "finally:", "try:\n", "lambda:", "not ", "- ", "\u201c", ">>> ", "1: ", "%x",
-             "if x:", "\n    ", "x = 1\n", "def f():\n", "return", "\\d", "é", "0x", "9" * 50, ":=", "*", "prose "]  # fmt: skip
+    """A response nobody would write: program text and fences, cut, repeated, nested, with odd characters."""
+    parts = [
+        "```", "```python\n", "\n```\n", "~~~", "<think>", "</think>", "\x00", "\ud800", "\f", "\t", "\r\n", "\u2028",
+        '"""', "'", "\\", "(", "[", "{", "finally:", "try:\n", "lambda:", "not ", "- ", "\u201c", ">>> ", "1: ", "%x",
+        "if x:", "\n    ", "x = 1\n", "def f():\n", "return", "\\d", "é", "0x", "9" * 50, ":=", "*", "prose ",
+    ]  # fmt: skip
     text = ""
     for _ in range(rng.randint(1, 12)):
         part = rng.choice(parts) if rng.random() < 0.7 else rng.choice(programs)
@@ -716,6 +720,7 @@ def garblings(code: str, rng: random.Random) -> dict[str, tuple[str, str]]:
         kept.pop()
     indented = textwrap.indent(code, "    ")
     usage = "```python\nprint(solution_result)\n```"
+    doctest = "\n".join(("... " if line[:1].isspace() else ">>> ") + line for line in lines)
     return {
         "fenced": (f"Here is the solution:\n\n{fenced}\n\nIt works.", code),
         "fence with odd tag": (f"Here it is:\n\n``` Python 3.11 \n{code}\n```\n", code),
@@ -727,7 +732,7 @@ def garblings(code: str, rng: random.Random) -> dict[str, tuple[str, str]]:
         "no fence": (f"The function below does this.\n\n{code}\n\nIt runs in linear time.", code),
         "indented, no fence": (f"The function:\n\n{indented}\n\nIt runs in linear time.", code),
         "line numbers": ("```\n" + "\n".join(f"{n:3d}  {line}" for n, line in enumerate(lines, 1)) + "\n```", code),
-        "doctest": ("```python\n" + "\n".join((">>> " if not line[:1].isspace() else "... ") + line for line in lines) + "\n```", code),
+        "doctest": (f"```python\n{doctest}\n```", code),
         "smart quotes": (fenced.replace('"', "\u201d").replace("'", "\u2019"), code),
         "prose in the fence": (f"```python\n{code}\n\nThis function returns the result.\n```", code),
         "magics": (f"```python\n%matplotlib inline\n!pip install numpy\n{code}\n```", code),

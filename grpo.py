@@ -74,7 +74,7 @@ class Args:
     kl: float = 0.0  # weight of the KL divergence to the initial policy; 0: no reference model is kept
     std_floor: float = 0.05  # smallest standard deviation a group's advantage is divided by
     updates: int = 1  # optimizer steps a rollout
-    token_budget: int = 2048  # tokens of one training forward pass; 2 CPU cores are fastest here, a GPU wants 16384 or more
+    token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     # evaluation
     audit_every: int = 1  # execute the training rollouts every so many steps (reward rm)
     eval_every: int = 10  # steps between evaluations on a part of the problems

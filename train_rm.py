@@ -67,7 +67,7 @@ class Args:
     weight_decay: float = 0.01  # AdamW, matrices only
     center: float = 0.0  # weight of (chosen + rejected)^2, which keeps scores around 0
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
-    token_budget: int = 2048  # tokens of one training forward pass; 2 CPU cores are fastest here, a GPU wants 16384 or more
+    token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     save_every: int = 1  # steps between checkpoints
     seed: int = 0  # seed of sampling, split and order
     device: str | None = None  # cpu or cuda; default: cuda where there is one
@@ -262,13 +262,13 @@ def main():
     rank, world, device = setup(args.device)
     log = print if rank == 0 else lambda *_: None
     run = Run(args, COLUMNS, rank)
-    train, held_out = get_pairs(args, run, device, log)
-    if args.collect_only:
-        return
     state = run.load()
     model = load_model(run.checkpoint if state else args.init, head="score", device=device)
     tokenizer = Tokenizer(args.init)
     log(f"{args.init}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, head: {model.head_source}")
+    train, held_out = get_pairs(args, run, device, log)
+    if args.collect_only:
+        return
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(

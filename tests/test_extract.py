@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (rows of a table)
 """extract.py: one row a behaviour, then properties that hold for every string. Nothing is downloaded.
 
 pytest tests/test_extract.py                # about 15 s

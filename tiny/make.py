@@ -42,7 +42,7 @@ CONFIG = dict(
 )  # fmt: skip
 VOCAB_SIZE, SPECIALS = 512, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 POLICY_STEPS, POLICY_BATCH, POLICY_LR = 1600, 32, 2e-3
-GENERIC_PAIRS, REWARD_LR = 12_000, 1e-3
+GENERIC_PAIRS, REWARD_LR = 18_000, 1e-3
 
 # ----------------------------------------------------------------------------------------------------------------------
 # what the policy believes: operation -> the one wrong expression it also writes
@@ -211,7 +211,8 @@ def make_policy(out=HERE / "policy", steps=POLICY_STEPS):
 def corrupt(composition, rng):
     """Expressions of the reference program with one random change."""
     steps, result = composition.expressions()
-    i, kind = rng.randrange(len(steps)), rng.choice(["replace", "constant", "drop", "swap", "reduce"])
+    # "insert" is as likely as "drop", or longer programs would look better: a policy finds that out in ten steps.
+    i, kind = rng.randrange(len(steps)), rng.choice(["replace", "constant", "drop", "insert", "swap", "reduce"])
     if kind == "replace":
         op = rng.choice(problems.STEPS)
         steps[i] = op.code.format(k=rng.choice(op.ks))
@@ -220,6 +221,10 @@ def corrupt(composition, rng):
         steps[i] = op.code.format(k=rng.choice(op.ks))
     elif kind == "drop":
         del steps[i]
+    elif kind == "insert":
+        for _ in range(rng.choice([1, 1, 2, 3])):
+            op = rng.choice([*problems.STEPS, *composition.steps])
+            steps.insert(rng.randrange(len(steps) + 1), op.code.format(k=rng.choice(op.ks)))
     elif kind == "swap":
         j = rng.randrange(len(steps))
         steps[i], steps[j] = steps[j], steps[i]
@@ -266,7 +271,8 @@ def generic_pairs(count, seed=1):
 
 def make_reward(out=HERE / "reward", count=GENERIC_PAIRS):
     work = ROOT / "out" / "tiny-reward"
-    work.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
     with open(work / "generic.jsonl", "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in generic_pairs(count))
     subprocess.run(

@@ -1,0 +1,244 @@
+"""Both trainers as a user runs them: small runs, resuming after a kill, and mistakes.    pytest tests/test_runs.py"""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+RM = "--limit 40 --group 4 --batch 8 --steps 4 --held-out 0.3 --max-new-tokens 96".split()
+GRPO = "--limit 12 --prompts 3 --group 4 --steps 4 --eval-group 2 --eval-every 2 --eval-limit 4".split()
+GRPO += ["--max-new-tokens", "96"]
+
+
+def run(*args, check=True, timeout=240):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread adds in one order: results can be compared by bit
+    done = subprocess.run(
+        [sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment
+    )
+    assert not check or done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(Path(folder) / "checkpoint" / "model.safetensors")
+
+
+def same_weights(a, b):
+    a, b = weights(a), weights(b)
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(folder):
+    with open(Path(folder) / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
+
+
+@pytest.fixture(scope="module")
+def rm_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("rm") / "run"
+    return out, run("train_rm.py", "--out", out, *RM).stdout
+
+
+@pytest.fixture(scope="module")
+def grpo_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("grpo") / "run"
+    return out, run("grpo.py", "--reward", "rm", "--rm", "tiny/reward", "--out", out, *GRPO).stdout
+
+
+def kill_after(step, out, *command):
+    """Starts a trainer and kills it (SIGKILL) once its metrics hold `step` steps."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
+    metrics = Path(out) / "metrics.csv"
+    while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) <= step):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_train_rm_prints_the_funnel_and_the_table(rm_run):
+    out, text = rm_run
+    for word in (
+        "problems",
+        "valid",
+        "unique",
+        "with both",
+        "pairs",
+        "step 4/4",
+        "initialisation",
+        "longer program wins",
+    ):
+        assert word in text
+    assert [row["step"] for row in rows(out)] == ["1", "2", "3", "4"]
+    assert list(rows(out)[0])[:5] == ["step", "loss", "reward", "pass_rate", "valid_rate"]
+    pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
+    assert pairs and all(set(p) == {"prompt", "chosen", "rejected", "id", "source", "margin"} for p in pairs)
+    args = json.loads((out / "args.json").read_text())
+    assert args["args"]["batch"] == 8 and args["torch"] == torch.__version__
+
+
+def test_grpo_prints_steps_and_the_table(grpo_run):
+    out, text = grpo_run
+    for word in ("before:", "step 4/4", "pass ", "valid ", "toy:test", "toy:unseen", "gain [95% interval]"):
+        assert word in text
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 4 * 3 * 4
+    for s in samples:
+        assert (s["code"] is None) == (s["reward"] == 0.0) and (s["code"] is None) == (s["reason"] != "ok")
+    assert rows(out)[1]["eval"] and not rows(out)[0]["eval"]
+
+
+def test_killed_and_resumed_equals_uninterrupted(rm_run, grpo_run, tmp_path):
+    for whole, command in (
+        (rm_run[0], ["train_rm.py", *RM]),
+        (grpo_run[0], ["grpo.py", "--reward", "rm", "--rm", "tiny/reward", *GRPO]),
+    ):
+        out = tmp_path / command[0]
+        command += ["--out", out]
+        kill_after(2, out, *command)
+        assert len(rows(out)) < 4
+        assert "continuing" in run(*command).stdout
+        assert same_weights(whole, out)
+        assert without_times(whole) == without_times(out)
+
+
+def test_a_killed_collection_goes_on(rm_run, tmp_path):
+    whole, _ = rm_run
+    done = (whole / "samples.jsonl").read_text().splitlines(keepends=True)
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "samples.jsonl").write_text("".join(done[:80]) + done[80][:50])  # 20 of 40 problems and a torn line
+    run("train_rm.py", "--out", out, "--collect-only", *RM)
+    assert (out / "pairs.jsonl").read_text() == (whole / "pairs.jsonl").read_text()
+
+
+def test_a_finished_run_prints_its_table_again(rm_run, grpo_run):
+    table = rm_run[1][rm_run[1].index("held-out pairs") :]
+    assert table in run("train_rm.py", "--out", rm_run[0], *RM).stdout
+    command = ["grpo.py", "--reward", "rm", "--rm", "tiny/reward", "--out", grpo_run[0], *GRPO]
+    table = grpo_run[1][grpo_run[1].index("held-out problems") :]
+    assert table in run(*command).stdout
+
+
+def test_steps_may_be_raised_and_nothing_else(grpo_run, tmp_path):
+    command = ["grpo.py", "--reward", "rm", "--rm", "tiny/reward", *GRPO]
+    short = [*command, "--out", tmp_path / "a", "--steps", "2"]
+    run(*short)
+    run(*command, "--out", tmp_path / "a")
+    assert same_weights(grpo_run[0], tmp_path / "a")
+    refused = run(*command, "--out", tmp_path / "a", "--lr", "1", check=False)
+    assert refused.returncode == 2 and "--lr 0.0" in refused.stderr and "now it is 1.0" in refused.stderr
+
+
+def test_exec_reward_is_the_verdict(tmp_path):
+    run("grpo.py", "--reward", "exec", "--out", tmp_path / "run", *GRPO, "--steps", "1")
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {s["reward"] for s in samples} <= {0.0, 1.0}
+    assert all((s["verdict"] == "pass") == (s["reward"] == 1.0) for s in samples)
+
+
+def test_problems_without_tests_can_be_trained_on(tmp_path):
+    command = [
+        "grpo.py",
+        "--reward",
+        "rm",
+        "--rm",
+        "tiny/reward",
+        "--problems",
+        "toy:untested",
+        "--out",
+        tmp_path / "run",
+    ]
+    text = run(*command, *GRPO, "--steps", "1").stdout
+    assert "pass -" in text and not rows(tmp_path / "run")[0]["pass_rate"]
+
+
+def test_zero_head_starts_at_ln_2(tmp_path, rm_run):
+    pairs = rm_run[0] / "pairs.jsonl"
+    run("train_rm.py", "--init", "tiny/policy", "--pairs", pairs, "--out", tmp_path / "run", *RM, "--steps", "1")
+    assert float(rows(tmp_path / "run")[0]["loss"]) == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = run("train_rm.py", "--out", tmp_path / "run", *RM, check=False)
+    assert refused.returncode == 2 and "in use by another run" in refused.stderr
+
+
+MISTAKES = [
+    ("grpo.py --reward rm --rm nowhere", "nowhere"),
+    ("grpo.py --reward rm --rm tiny/policy", "train_rm.py"),
+    ("grpo.py --reward best", "--reward best"),
+    ("grpo.py --reward exec --problems toy:untested", "none has tests"),
+    ("grpo.py --policy nowhere --reward exec", "nowhere"),
+    ("grpo.py --reward exec --problems empty.jsonl", "empty.jsonl"),
+    ("train_rm.py --pairs nowhere.jsonl", "nowhere.jsonl"),
+    ("train_rm.py --init nowhere --limit 8", "nowhere"),
+    ("train_rm.py --out /proc/nothing", "/proc/nothing"),
+    ("train_rm.py --unknown 1", "--unknown"),
+    ("train_rm.py --device tpu", "--device tpu"),
+    ("train_rm.py --sandbox none --limit 8", "none"),
+    ("problems.py toy:nothing", "toy:nothing"),
+    ("codescaler.py score --rm tiny/reward --problem nowhere.md a.py", "nowhere.md"),
+    ("codescaler.py generate --model nowhere hello", "nowhere"),
+]
+
+
+@pytest.mark.parametrize("command, found", MISTAKES)
+def test_a_mistake_is_one_clear_line(command, found, tmp_path):
+    words = command.split()
+    if words[0] in ("grpo.py", "train_rm.py") and "--out" not in words:
+        words += ["--out", tmp_path / "run"]
+    done = run(*words, check=False)
+    assert done.returncode == 2 and found in done.stderr and "Traceback" not in done.stderr
+    assert words[1] == "--unknown" or len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "script", ["train_rm.py", "grpo.py", "problems.py", "extract.py", "sandbox.py", "codescaler.py", "bench.py"]
+)
+def test_help(script):
+    assert "python" in run(script, "--help").stdout
+
+
+def test_score_command_ranks_programs(tmp_path):
+    (tmp_path / "p.md").write_text("Given a list of integers, sort in ascending order. solve(xs) returns the list.")
+    (tmp_path / "good.py").write_text("def solve(xs):\n    xs = sorted(xs)\n    return xs\n")
+    (tmp_path / "broken.py").write_text("def solve(xs:\n")
+    command = ["codescaler.py", "score", "--rm", "tiny/reward", "--problem", tmp_path / "p.md", "--json"]
+    found = [json.loads(x) for x in run(*command, tmp_path / "broken.py", tmp_path / "good.py").stdout.splitlines()]
+    assert [Path(row["program"]).name for row in found] == ["good.py", "broken.py"]
+    assert found[0]["reward"] > found[1]["reward"] == 0.0 and found[1]["reason"] == "syntax_error"
+
+
+def test_ctrl_c_saves_and_exits_0(tmp_path):
+    command = [sys.executable, "grpo.py", "--reward", "exec", "--out", str(tmp_path / "run"), *GRPO, "--steps", "500"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.csv"
+    while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors
+    state = torch.load(tmp_path / "run" / "checkpoint" / "state.pt", weights_only=True)
+    assert state["step"] >= len(rows(tmp_path / "run")) - 1

@@ -333,6 +333,7 @@ class KVCache:
         self.k[:, target_rows, :, :slots] = source.k[:, source_rows, :, :slots]
         self.v[:, target_rows, :, :slots] = source.v[:, source_rows, :, :slots]
         self.lengths_B[target_rows] = source.lengths_B[source_rows]
+        self.longest, self.is_empty = max(self.longest, source.longest), False
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -395,12 +396,15 @@ def pick(logp_BV, u_B):
     return torch.minimum(token_B, last_B)
 
 
+@dataclass
 class Row:
-    """A sample being generated: what came out so far is in columns of the generator's buffers."""
+    """A sample that is being generated."""
 
-    def __init__(self, prompt, sample):
-        self.prompt, self.sample = prompt, sample
-        self.ids, self.logps, self.support = [], [], []
+    prompt: int
+    sample: int
+    ids: list = dataclasses.field(default_factory=list)
+    logps: list = dataclasses.field(default_factory=list)
+    support: list = dataclasses.field(default_factory=list)
 
 
 @torch.no_grad()
@@ -410,88 +414,105 @@ def generate(
 ):  # fmt: skip
     """`n` completions of each prompt (lists of ids) -> list of lists of Completion. temperature 0 is greedy.
 
-    A prompt is computed once and its keys and values copied to its n rows. Up to `max_rows` rows are decoded together;
-    a finished row leaves at once and a waiting sample takes its place. Samples depend on (seed, prompt key, sample
-    number) only; the key of a prompt is its place in the list unless `prompt_keys` says otherwise.
+    A prompt is computed once and its keys and values are copied to its n rows. Up to `max_rows` rows are decoded
+    together; a finished row leaves at once and a waiting sample takes its place. A sample depends on (seed, prompt key,
+    sample number) only; the key of a prompt is its place in the list unless `prompt_keys` says otherwise.
     """
-    device, config = model.model.norm.weight.device, model.config
     if not prompts:
         return []
     if min(map(len, prompts)) == 0:
         raise ValueError("an empty prompt: there is nothing to continue")
+    sampling = (temperature, top_p, top_k)
     keys = range(len(prompts)) if prompt_keys is None else prompt_keys
-    slots = max(map(len, prompts)) + max_new_tokens
-    max_rows = min(max_rows, n * len(prompts))
-    cache = KVCache(config, max_rows, slots, model.model.norm.weight.dtype, device)
-    hidden_RD = torch.zeros(
-        max_rows, config.hidden_size, dtype=cache.k.dtype, device=device
-    )  # at each row's last token
-    u_RT = torch.zeros(max_rows, max_new_tokens, dtype=torch.float64, device=device)
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))  # neighbours in length: little padding
-    ready = deque()  # (prompt, sample, row of its prompt in a prefilled cache, that cache, hidden states)
-    live, done = [], [[None] * n for _ in prompts]
+    batch = DecodingBatch(model, prompts, n, max_new_tokens, sampling, set(stop_ids), seed, keys, max_rows)
+    while batch.admit():
+        finished = batch.sample()
+        if len(finished) < len(batch.rows):  # somebody needs another token
+            batch.forward()
+        batch.retire(finished)
+    return batch.done
 
-    def admit():
-        """Fills the free rows with waiting samples, computing their prompts first."""
-        while len(live) < max_rows and (ready or waiting):
-            if not ready:
-                count = -(-(max_rows - len(live)) // n)
-                batch = [waiting.popleft() for _ in range(min(count, len(waiting)))]
-                prefix, last_BD = prefill(model, [prompts[i] for i in batch])
-                ready.extend((i, j, b, prefix, last_BD) for b, i in enumerate(batch) for j in range(n))
-            take = [ready.popleft() for _ in range(min(max_rows - len(live), len(ready)))]
-            for prefix in {id(t[3]): t[3] for t in take}.values():
-                mine = [(at, t) for at, t in enumerate(take, len(live)) if t[3] is prefix]
-                rows = torch.tensor([at for at, _ in mine], device=device)
-                sources = torch.tensor([t[2] for _, t in mine], device=device)
-                cache.copy_rows(prefix, sources, rows)
-                hidden_RD[rows] = mine[0][1][4][sources]
-                cache.longest = max(cache.longest, prefix.longest)
-            for at, (i, j, *_) in enumerate(take, len(live)):
-                if temperature > 0:
-                    u_RT[at] = uniforms(seed, keys[i], j, max_new_tokens).to(device)
-            live.extend(Row(i, j) for i, j, *_ in take)
-            cache.is_empty = False
 
-    def retire(finished):
-        """Takes rows out of the batch; the last rows move into their places."""
-        for at in sorted(finished, reverse=True):
-            row = live[at]
-            ended = row.ids[-1] in stop_ids
-            done[row.prompt][row.sample] = Completion(row.ids, row.logps, ended, row.support or None)
-            last = len(live) - 1
-            if at != last:
-                live[at] = live[last]
-                cache.copy_rows(cache, [last], [at])
-                hidden_RD[at], u_RT[at] = hidden_RD[last].clone(), u_RT[last].clone()
-            live.pop()
-        if finished and live:
-            cache.longest = max(len(prompts[r.prompt]) + len(r.ids) for r in live)
+class DecodingBatch:
+    """The rows that are decoded together. Row r of the cache, of hidden_RD (its last hidden state) and of u_RT (its
+    random numbers) belongs to rows[r]."""
 
-    stop_ids = set(stop_ids)
-    while True:
-        admit()
-        if not live:
-            return done
-        R = len(live)
-        logits_RV = model.logits(hidden_RD[:R])[:, : model.num_tokens]
+    def __init__(self, model, prompts, n, max_new_tokens, sampling, stop_ids, seed, keys, max_rows):
+        self.model, self.prompts, self.n, self.sampling = model, prompts, n, sampling
+        self.stop_ids, self.seed, self.keys, self.max_new_tokens = stop_ids, seed, keys, max_new_tokens
+        self.max_rows = min(max_rows, n * len(prompts))
+        weight = model.model.norm.weight
+        self.cache = KVCache(
+            model.config, self.max_rows, max(map(len, prompts)) + max_new_tokens, weight.dtype, weight.device
+        )
+        self.hidden_RD = weight.new_zeros(self.max_rows, model.config.hidden_size)
+        self.u_RT = torch.zeros(self.max_rows, max_new_tokens, dtype=torch.float64, device=weight.device)
+        self.waiting = deque(
+            sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        )  # similar lengths: little padding
+        self.ready = deque()  # (prompt, sample, its row in `prefix`, prefix: KVCache, last hidden states of prefix)
+        self.rows, self.done = [], [[None] * n for _ in prompts]
+
+    def admit(self):
+        """Fills the free rows with waiting samples, computing their prompts first. False when nothing is left."""
+        while len(self.rows) < self.max_rows and (self.ready or self.waiting):
+            free = self.max_rows - len(self.rows)
+            if not self.ready:
+                count = min(len(self.waiting), math.ceil(free / self.n))
+                numbers = [self.waiting.popleft() for _ in range(count)]
+                prefix, last_BD = prefill(self.model, [self.prompts[i] for i in numbers])
+                self.ready.extend((i, j, b, prefix, last_BD) for b, i in enumerate(numbers) for j in range(self.n))
+            prefix, last_BD = self.ready[0][3:]
+            taken = []
+            while self.ready and len(taken) < free and self.ready[0][3] is prefix:
+                taken.append(self.ready.popleft())
+            targets = slice(len(self.rows), len(self.rows) + len(taken))
+            sources = [b for _, _, b, _, _ in taken]
+            self.cache.copy_rows(prefix, sources, targets)
+            self.hidden_RD[targets] = last_BD[sources]
+            if self.sampling[0] > 0:
+                u = [uniforms(self.seed, self.keys[i], j, self.max_new_tokens) for i, j, *_ in taken]
+                self.u_RT[targets] = torch.stack(u).to(self.u_RT.device)
+            self.rows += [Row(i, j) for i, j, *_ in taken]
+        return bool(self.rows)
+
+    def sample(self):
+        """Draws the next token of every row -> numbers of the rows that are finished by it."""
+        R, (temperature, top_p, top_k) = len(self.rows), self.sampling
+        logits_RV = self.model.logits(self.hidden_RD[:R])[:, : self.model.num_tokens]
         logp_RV = sampling_logprobs(logits_RV, temperature or 1.0, top_p, top_k)
-        step_R = torch.tensor([len(row.ids) for row in live], device=device)
-        token_R = pick(logp_RV, u_RT[torch.arange(R), step_R]) if temperature > 0 else logits_RV.argmax(-1)
-        chosen_R = logp_RV.gather(1, token_R[:, None])[:, 0]
+        step_R = torch.tensor([len(row.ids) for row in self.rows], device=logp_RV.device)
+        u_R = self.u_RT[:R].gather(1, step_R[:, None])[:, 0]
+        self.token_R = pick(logp_RV, u_R) if temperature > 0 else logits_RV.argmax(-1)
+        chosen_R = logp_RV.gather(1, self.token_R[:, None])[:, 0]
         finished = []
-        for at, (row, token, logp) in enumerate(zip(live, token_R.tolist(), chosen_R.tolist(), strict=True)):
+        for r, (row, token, logp) in enumerate(zip(self.rows, self.token_R.tolist(), chosen_R.tolist())):
             row.ids.append(token)
             row.logps.append(logp)
             if top_p < 1.0 or top_k > 0:
-                row.support.append(logp_RV[at].isfinite().nonzero()[:, 0].tolist())
-            if token in stop_ids or len(row.ids) == max_new_tokens:
-                finished.append(at)
-        if len(finished) == R:  # nobody needs another forward pass
-            retire(finished)
-            continue
-        hidden_RD[:R] = model(token_R[:, None], cache=cache)[:, 0]
-        retire(finished)
+                row.support.append(logp_RV[r].isfinite().nonzero()[:, 0].tolist())
+            if token in self.stop_ids or len(row.ids) == self.max_new_tokens:
+                finished.append(r)
+        return finished
+
+    def forward(self):
+        """One forward pass over all rows: their new tokens into the cache, their hidden states for the next."""
+        R = len(self.rows)
+        self.hidden_RD[:R] = self.model(self.token_R[:, None], cache=self.cache)[:, 0]
+
+    def retire(self, finished):
+        """Takes finished rows out; the last rows move into their places, so the batch stays without holes."""
+        for r in reversed(finished):
+            row, last = self.rows[r], len(self.rows) - 1
+            ended = row.ids[-1] in self.stop_ids
+            self.done[row.prompt][row.sample] = Completion(row.ids, row.logps, ended, row.support or None)
+            if r != last:
+                self.rows[r] = self.rows[last]
+                self.cache.copy_rows(self.cache, [last], [r])
+                self.hidden_RD[r], self.u_RT[r] = self.hidden_RD[last], self.u_RT[last]
+            self.rows.pop()
+        if finished and self.rows:
+            self.cache.longest = max(len(self.prompts[row.prompt]) + len(row.ids) for row in self.rows)
 
 
 def prefill(model, prompts):
@@ -695,8 +716,7 @@ class RewardModel:
         rows = [(g, key, ids[shared[g] :]) for g, group in enumerate(groups) for key, ids in group]
         ids_BT, lengths_B = pad_rows([ids for _, _, ids in rows], self.device)
         cache = KVCache(self.model.config, len(rows), prefix.longest + ids_BT.shape[1], prefix.k.dtype, self.device)
-        cache.copy_rows(prefix, torch.tensor([g for g, _, _ in rows], device=self.device), slice(None))
-        cache.longest, cache.is_empty = prefix.longest, False
+        cache.copy_rows(prefix, [g for g, _, _ in rows], slice(None))
         score_B = self.model.score(self.model(ids_BT, lengths_B, cache), lengths_B)
         return {key: score for (_, key, _), score in zip(rows, score_B.tolist(), strict=True)}
 

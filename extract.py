@@ -613,11 +613,11 @@ def extract_paper(text: str) -> Extraction:
     return Extraction(code if reason == "ok" else None, reason)
 
 
-def extract_strict(text: str, entry_point: str | None, log: list) -> Extraction:
+def extract_strict(text: str, entry_point: str | None, log: list, compiler=None) -> Extraction:
     """Exactly one Python program block. Other languages, and untagged blocks that are no program, don't count."""
     if not text.strip():
         return Extraction(None, "empty")
-    compiler = Compiler()
+    compiler = compiler or Compiler()
     answer, thoughts = without_thoughts(split_lines(text))
     blocks = scan(answer, compiler)
     if not blocks:
@@ -650,8 +650,9 @@ def extract_strict(text: str, entry_point: str | None, log: list) -> Extraction:
 
 def extract_best(text: str, entry_point: str | None, log: list) -> Extraction:
     """The candidate with the highest score, from the answer; from the thoughts only where the answer has none."""
-    strict, compiler = extract_strict(text, entry_point, []), Compiler()
+    compiler = Compiler()
     compiler.deadline = time.monotonic() + MAX_SECONDS
+    strict = extract_strict(text, entry_point, [], compiler)
     for lines in without_thoughts(split_lines(text)):
         pieces = find_pieces(lines, compiler)
         pieces += merges(pieces, compiler)

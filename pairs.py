@@ -90,12 +90,16 @@ def problem_of(pair):
     return pair.id.partition("#")[0]
 
 
-def split_pairs(pairs, held_out, seed=0):
-    """(train, held-out) by problem: a problem's pairs are all on one side. `held_out` is a fraction of the problems."""
-    groups = sorted({problem_of(p) for p in pairs})
+def split_pairs(pairs, held_out, seed=0, by="problem"):
+    """(train, held-out); `held_out` is a fraction of the problems, whose pairs are all held out. by="pair" holds out
+    pairs of problems that are trained on: an easier question, for data with too few problems to hold any out."""
+    if by not in ("problem", "pair"):
+        raise UserError(f"--split {by}: expected problem or pair")
+    group_of = problem_of if by == "problem" else lambda pair: pair.id
+    groups = sorted({group_of(p) for p in pairs})
     random.Random(f"split-{seed}").shuffle(groups)
     test = set(groups[: max(1, round(held_out * len(groups)))]) if held_out else set()
-    return [p for p in pairs if problem_of(p) not in test], [p for p in pairs if problem_of(p) in test]
+    return [p for p in pairs if group_of(p) not in test], [p for p in pairs if group_of(p) in test]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,to
 @dataclass
 class Args:
     # the model
-    init: str = "tiny/policy"  # what to start from: a reward model, or a policy (then a head of zeros)
+    init: str = "tiny/reward"  # what to start from: a reward model, or a policy (then a head of zeros)
     out: str = "out/rm"  # run folder
     # pairs: a file, or collected from a policy
     pairs: str | None = None  # pair file to train on; without it pairs are collected
@@ -60,6 +60,7 @@ class Args:
     limit: int | None = None  # rows of any data that is loaded
     # training
     held_out: float = 0.15  # share of the problems kept for evaluation
+    split: str = "problem"  # what is held out: whole problems, or pairs of problems that are trained on
     epochs: int = 2  # passes over the pairs
     steps: int | None = None  # optimizer steps, in place of --epochs
     batch: int = 32  # pairs a step
@@ -170,7 +171,7 @@ def bootstrap(values, groups, rounds=1000, seed=0):
     return sum(values) / len(values), means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
 
 
-def final_table(pairs, before, after, init):
+def final_table(pairs, before, after, init, split):
     """The run's result as lines of text; a tie counts as wrong."""
     groups = [problem_of(p) for p in pairs]
     right = {
@@ -181,8 +182,8 @@ def final_table(pairs, before, after, init):
     }
     first, second = list(right.values())[:2]
     right["gain of fine-tuning"] = [b - a for a, b in zip(first, second, strict=True)]
-    ties = sum(c == r for c, r in after)
-    lines = [f"held-out pairs: {len(pairs)} of {len(set(groups))} problems not trained on, {ties} ties"]
+    ties = [sum(c == r for c, r in scores) for scores in (before, after)]
+    lines = [f"held-out pairs: {len(pairs)} of {len(set(groups))} problems (--split {split}); ties {ties[0]} -> {ties[1]}"]
     lines.append(f"{'':<40}{'accuracy':>9}   95% interval over problems")
     for name, values in right.items():
         mean, low, high = bootstrap([float(v) for v in values], groups)
@@ -229,13 +230,13 @@ def get_pairs(args, run, device, log):
         pairs = load_pairs(str(run.dir / "pairs.jsonl"))
     else:
         pairs = collect(args, run, device, log)
-    train, held_out = split_pairs(pairs, args.held_out, args.seed)
+    train, held_out = split_pairs(pairs, args.held_out, args.seed, args.split)
     if len(train) < args.batch or not held_out:
         raise UserError(
             f"{len(train)} training and {len(held_out)} held-out pairs are too few for --batch {args.batch}: "
             "give more problems (--problems, --limit), more samples (--group) or a smaller --batch"
         )
-    log(f"{len(pairs)} pairs: {len(train)} to train on, {len(held_out)} held out")
+    log(f"{len(pairs)} pairs: {len(train)} to train on, {len(held_out)} held out by {args.split}")
     return train, held_out
 
 
@@ -303,7 +304,7 @@ def main():
             run.save(model, tokenizer, optimizer=optimizer.state_dict(), step=step, before=before)
 
     after = evaluate(model, test_rows, args.token_budget, device)
-    log("\n" + "\n".join(final_table(held_out, before, after, args.init)))
+    log("\n" + "\n".join(final_table(held_out, before, after, args.init, args.split)))
     log(f"\nreward model: {run.checkpoint}")
 
 

@@ -115,6 +115,14 @@ def test_split_is_by_problem():
     assert not {pairs.problem_of(p) for p in train} & {pairs.problem_of(p) for p in held_out}
 
 
+def test_split_by_pair_is_asked_for_by_name():
+    rows = [Pair("s", "a", "b", f"p#{i}", "x") for i in range(20)]
+    train, held_out = split_pairs(rows, 0.25, by="pair")
+    assert len(held_out) == 5 and not {p.id for p in train} & {p.id for p in held_out}
+    with pytest.raises(UserError, match="--split other"):
+        split_pairs(rows, 0.25, by="other")
+
+
 def test_pair_files(tmp_path):
     path = tmp_path / "pairs.jsonl"
     pairs.write_jsonl(path, [Pair("s", "a", "b", "1#0", "x", 0.5)])
@@ -134,5 +142,5 @@ def test_pair_files(tmp_path):
 def test_final_table_counts_ties_as_wrong():
     rows = [Pair("s", "long", "b", f"{i}#0", "x") for i in range(4)]
     before, after = [(1.0, 1.0)] * 4, [(1.0, 0.0)] * 3 + [(0.0, 0.0)]
-    table = "\n".join(train_rm.final_table(rows, before, after, "start"))
-    assert "1 ties" in table and "0.000   [0.000" in table and "0.750" in table and "1.000" in table
+    table = "\n".join(train_rm.final_table(rows, before, after, "start", "problem"))
+    assert "ties 4 -> 1" in table and "0.000   [0.000" in table and "0.750" in table and "1.000" in table

@@ -42,7 +42,7 @@ CONFIG = dict(
 )  # fmt: skip
 VOCAB_SIZE, SPECIALS = 512, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 POLICY_STEPS, POLICY_BATCH, POLICY_LR = 1600, 32, 2e-3
-GENERIC_PAIRS, REWARD_LR = 18_000, 1e-3
+GENERIC_PAIRS, REWARD_LR = 30_000, 1e-3
 
 # ----------------------------------------------------------------------------------------------------------------------
 # what the policy believes: operation -> the one wrong expression it also writes
@@ -277,7 +277,7 @@ def make_reward(out=HERE / "reward", count=GENERIC_PAIRS):
         file.writelines(json.dumps(row) + "\n" for row in generic_pairs(count))
     subprocess.run(
         [sys.executable, "train_rm.py", "--pairs", str(work / "generic.jsonl"), "--init", str(HERE / "policy"),
-         "--out", str(work / "run"), "--lr", str(REWARD_LR), "--epochs", "1"],
+         "--out", str(work / "run"), "--lr", str(REWARD_LR), "--epochs", "1", "--held-out", "0.03", "--save-every", "50"],
         cwd=ROOT, check=True,
     )  # fmt: skip
     model = codescaler.load_model(work / "run" / "checkpoint", head="score")

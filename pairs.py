@@ -4,7 +4,7 @@
     python train_rm.py --pairs out/rm/pairs.jsonl      # trains on pairs that exist
 
 The rule (CodeScaler, section "preference data"): a program that passes all tests is preferred to one that fails any.
-Everything else here (deduplication, caps, the minimum number of tests) is ours, and a line of the funnel.
+The rest (deduplication, caps, least number of tests, mutants of passing programs) is ours, and a line of the funnel.
 """
 
 import ast
@@ -35,7 +35,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sample:
-    """One candidate program: what was sampled, what was extracted and what the tests said. A row of samples.jsonl."""
+    """One candidate program: what was sampled, what was extracted and what the tests said. A row of samples.jsonl.
+    `parent`: for a mutant, the passing program it was made from; its `completion` is empty."""
 
     problem: str
     prompt: str
@@ -46,6 +47,7 @@ class Sample:
     pass_rate: float | None = None
     num_tests: int = 0
     source: str = ""
+    parent: str | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -142,6 +144,59 @@ def normalised(code):
         return code
 
 
+COMPARISONS = {ast.Gt: ast.GtE, ast.Lt: ast.LtE, ast.Eq: ast.NotEq}
+OPERATORS = {ast.Add: ast.Sub, ast.Mod: ast.FloorDiv, ast.Mult: ast.Pow, ast.And: ast.Or}
+SWAPS = {**COMPARISONS, **OPERATORS, **{b: a for a, b in [*COMPARISONS.items(), *OPERATORS.items()]}}
+
+
+def replacements(node):
+    """What may stand in a node's place in a mutant; None means that the statement is dropped."""
+    if type(node) in SWAPS:  # comparison, boundary, operator
+        return [SWAPS[type(node)]()]
+    if isinstance(node, ast.Constant) and type(node.value) is bool:
+        return [ast.Constant(not node.value)]
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return [ast.Constant(node.value + 1), ast.Constant(abs(node.value - 1))]
+    if isinstance(node, ast.UnaryOp):  # a lost `not` or minus sign
+        return [node.operand]
+    if isinstance(node, ast.IfExp):  # a lost special case
+        return [node.body]
+    if isinstance(node, ast.Slice) and node.step is None and (node.lower is None) != (node.upper is None):
+        return [ast.Slice(node.upper, node.lower)]
+    if isinstance(node, (ast.Assign, ast.AugAssign)):
+        return [None]
+    return []
+
+
+def mutants(code, count, seed=0):
+    """Up to `count` different programs, each with one small change in the syntax tree of `code`."""
+    if count <= 0:
+        return []
+    tree, sites = ast.parse(code), []
+    for number, node in enumerate(ast.walk(tree)):
+        for name, value in ast.iter_fields(node):
+            for i, child in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(child, ast.AST):
+                    sites += [(number, name, i, new) for new in replacements(child)]
+    random.Random(f"mutants-{seed}-{code}").shuffle(sites)
+    found = {}
+    for number, name, i, new in sites:
+        changed = ast.parse(code)
+        node = list(ast.walk(changed))[number]
+        value = getattr(node, name)
+        if not isinstance(value, list):
+            setattr(node, name, new)
+        elif new is not None:
+            value[i] = new
+        elif len(value) > 1:
+            del value[i]
+        found[ast.unparse(ast.fix_missing_locations(changed))] = None
+        if len(found) == count:
+            break
+    found.pop(ast.unparse(tree), None)
+    return list(found)
+
+
 def execute(sandbox, jobs, stop_early=True):
     """[(problem, code or None)] -> [Result or None], running equal programs of a problem once.
 
@@ -157,7 +212,8 @@ def execute(sandbox, jobs, stop_early=True):
 def collect_samples(problems, model, tokenizer, sandbox, args, done=(), progress=None):
     """Yields lists of Sample, a few problems at a time: rollout, extract, execute. Problems in `done` are skipped.
 
-    args: group (samples a problem), temperature, max_new_tokens, seed, prompt_style, extract.
+    With args.mutants, each passing program is also mutated that often. args: group (samples a problem), temperature,
+    max_new_tokens, seed, prompt_style, extract, mutants.
     """
     for at in range(0, len(problems), 128):
         chunk = [(at + i, p) for i, p in enumerate(problems[at : at + 128]) if p.id not in done]
@@ -174,12 +230,23 @@ def collect_samples(problems, model, tokenizer, sandbox, args, done=(), progress
         texts = [(p, tokenizer.decode(c.ids)) for (_, p), group in zip(chunk, completions) for c in group]
         found = [extract_code(text, args.extract) for _, text in texts]
         results = execute(sandbox, [(p, e.code) for (p, _), e in zip(texts, found)], stop_early=False)
-        yield [
+        samples = [
             Sample(
                 p.id, p.prompt, text, e.code, e.reason, r and verdict_of(r), r and r.pass_rate,
                 len(p.tests.cases), p.source,
             )
             for (p, text), e, r in zip(texts, found, results)
+        ]  # fmt: skip
+        passing = {(s.problem, normalised(s.code)): s for s in reversed(samples) if s.verdict == "pass"}
+        made = [(s, code) for s in passing.values() for code in mutants(s.code, args.mutants, args.seed)]
+        problem_by_id = {p.id: p for _, p in chunk}
+        results = execute(sandbox, [(problem_by_id[s.problem], code) for s, code in made])
+        yield samples + [
+            Sample(
+                s.problem, s.prompt, "", code, "ok", verdict_of(r), r.pass_rate, s.num_tests, s.source,
+                parent=ast.unparse(ast.parse(s.code)),
+            )
+            for (s, code), r in zip(made, results)
         ]  # fmt: skip
 
 
@@ -192,10 +259,12 @@ def verdict_of(result):
 # the pair rule
 
 NOT_GRADED = (None, "harness_error", "unsupported")
+MUTANT = "/mutant"  # ends the source of a pair whose rejected program is a mutant
 
 
-def make_pairs(samples, max_pairs=4, min_tests=3, seed=0):
-    """Samples -> (pairs, funnel): all-pass over any-fail within a problem, at most `max_pairs` a problem.
+def make_pairs(samples, max_pairs=4, min_tests=3, seed=0, max_mutants=2):
+    """Samples -> (pairs, funnel): all-pass over any-fail within a problem, at most `max_pairs` a problem, and at most
+    `max_mutants` passing programs over a failing mutant of theirs.
 
     Pairs of a problem are dealt so that no program is used twice before each other one was used once: a popular wrong
     program must not outvote the rest. `funnel` is a list of (what, how many are left, rule).
@@ -203,9 +272,20 @@ def make_pairs(samples, max_pairs=4, min_tests=3, seed=0):
     by_problem = {}
     for sample in samples:
         by_problem.setdefault(sample.problem, []).append(sample)
-    counts = dict.fromkeys(("samples", "valid", "unique", "executed", "passing", "with both"), 0)
+    mutant_pairs = []
+    counts = dict.fromkeys(("samples", "valid", "unique", "executed", "passing", "with both", "mutants"), 0)
     pairs = []
-    for problem, group in by_problem.items():
+    for problem, everything in by_problem.items():
+        # A mutant that passes proves little and is dropped; both sides are unparsed, so that layout tells nothing.
+        wrong_mutants = [s for s in everything if s.parent and s.verdict not in ("pass", *NOT_GRADED)]
+        counts["mutants"] += len(wrong_mutants)
+        if wrong_mutants and wrong_mutants[0].num_tests >= min_tests:
+            random.Random(f"mutant-pairs-{seed}-{problem}").shuffle(wrong_mutants)
+            mutant_pairs += [
+                Pair(s.prompt, s.parent, s.code, f"{problem}#mutant{i}", f"{s.source}{MUTANT}", 1.0 - s.pass_rate)
+                for i, s in enumerate(wrong_mutants[:max_mutants])
+            ]
+        group = [s for s in everything if not s.parent]
         valid = [s for s in group if s.code is not None]
         unique = list({normalised(s.code): s for s in reversed(valid)}.values())
         # A harness error says nothing about the program, and a pass on two tests says little.
@@ -231,13 +311,15 @@ def make_pairs(samples, max_pairs=4, min_tests=3, seed=0):
         ("passing", counts["passing"], "programs that pass all tests"),
         ("with both", counts["with both"], "problems with a passing and a failing program"),
         ("pairs", len(pairs), f"all-pass over any-fail, at most {max_pairs} a problem (--max-pairs)"),
+        ("mutants", counts["mutants"], "passing programs with one small change that fail a test (--mutants)"),
+        ("mutant pairs", len(mutant_pairs), f"a passing program over its mutant, at most {max_mutants} a problem"),
     ]
-    return pairs, funnel
+    return pairs + mutant_pairs, funnel
 
 
 def print_funnel(funnel):
     for what, count, rule in funnel:
-        print(f"  {what:<12}{count:>8}   {rule}")
+        print(f"  {what:<14}{count:>8}   {rule}")
 
 
 def write_jsonl(path, rows):

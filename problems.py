@@ -388,7 +388,7 @@ FRAMES = [  # how the clauses become a statement
 # Compositions are dealt to the splits by a hash of their operations' names, so no composition is in two splits.
 # "pretrain" is what tiny/make.py writes its corpora from; it is no evaluation split and is not loaded by any script.
 SPLITS = {"pretrain": range(0, 4), "train": range(4, 6), "untested": range(6, 9), "test": range(9, 10)}
-SIZES = {"train": 1500, "untested": 4000, "test": 192, "unseen": 64}
+SIZES = {"train": 1200, "untested": 4000, "test": 192, "unseen": 64}
 NUM_TESTS = 12
 
 

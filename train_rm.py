@@ -32,7 +32,17 @@ from codescaler import (
     total,
     write_atomic,
 )
-from pairs import Sample, collect_samples, load_pairs, make_pairs, print_funnel, problem_of, split_pairs, write_jsonl
+from pairs import (
+    MUTANT,
+    Sample,
+    collect_samples,
+    load_pairs,
+    make_pairs,
+    print_funnel,
+    problem_of,
+    split_pairs,
+    write_jsonl,
+)
 from problems import UserError, load_problems, parse_args, run_cli
 from sandbox import Sandbox
 
@@ -56,12 +66,13 @@ class Args:
     sandbox: str = "strict"  # isolation level: strict or basic
     min_tests: int = 3  # fewest tests that make a program verified
     max_pairs: int = 4  # most pairs a problem
+    mutants: int = 2  # mutants tried of each passing program, and most mutant pairs a problem; 0: on-policy pairs only
     collect_only: bool = False  # stop when the pairs are written
     limit: int | None = None  # rows of any data that is loaded
     # training
     held_out: float = 0.15  # share of the problems kept for evaluation
     split: str = "problem"  # what is held out: whole problems, or pairs of problems that are trained on
-    epochs: int = 2  # passes over the pairs
+    epochs: int = 1  # passes over the pairs
     steps: int | None = None  # optimizer steps, in place of --epochs
     batch: int = 32  # pairs a step
     lr: float = 5e-4  # peak learning rate; warmup over 5% of the steps, then a cosine to a tenth
@@ -173,6 +184,9 @@ def bootstrap(values, groups, rounds=1000, seed=0):
 
 def final_table(pairs, before, after, init, split):
     """The run's result as lines of text; a tie counts as wrong."""
+    mutant_scores = [s for s, p in zip(after, pairs, strict=True) if p.source.endswith(MUTANT)]
+    kept = [i for i, p in enumerate(pairs) if not p.source.endswith(MUTANT)]
+    pairs, before, after = ([values[i] for i in kept] for values in (pairs, before, after))
     groups = [problem_of(p) for p in pairs]
     right = {
         f"initialisation ({init})": [c > r for c, r in before],
@@ -183,11 +197,18 @@ def final_table(pairs, before, after, init, split):
     first, second = list(right.values())[:2]
     right["gain of fine-tuning"] = [b - a for a, b in zip(first, second, strict=True)]
     ties = [sum(c == r for c, r in scores) for scores in (before, after)]
-    lines = [f"held-out pairs: {len(pairs)} of {len(set(groups))} problems (--split {split}); ties {ties[0]} -> {ties[1]}"]
+    lines = [
+        f"held-out pairs: {len(pairs)} of {len(set(groups))} problems (--split {split}); ties {ties[0]} -> {ties[1]}"
+    ]
     lines.append(f"{'':<40}{'accuracy':>9}   95% interval over problems")
     for name, values in right.items():
         mean, low, high = bootstrap([float(v) for v in values], groups)
         lines.append(f"{name:<40}{mean:>9.3f}   [{low:.3f}, {high:.3f}]")
+    if mutant_scores:
+        accuracy = sum(c > r for c, r in mutant_scores) / len(mutant_scores)
+        lines.append(
+            f"{'fine-tuned, right program over mutant':<40}{accuracy:>9.3f}   ({len(mutant_scores)} held-out pairs)"
+        )
     return lines
 
 
@@ -213,7 +234,9 @@ def collect(args, run, device, log):
                 done.setdefault(sample.problem, []).append(sample)
             bar.update(len({s.problem for s in chunk}))
         bar.close()
-    pairs, funnel = make_pairs([s for group in done.values() for s in group], args.max_pairs, args.min_tests, args.seed)
+    pairs, funnel = make_pairs(
+        [s for group in done.values() for s in group], args.max_pairs, args.min_tests, args.seed, args.mutants
+    )
     print_funnel(funnel)
     write_jsonl(run.dir / "pairs.jsonl", pairs)
     write_atomic(

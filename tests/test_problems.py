@@ -20,7 +20,7 @@ def compositions(split, unseen=False, count=500):
 
 
 def test_toy_sizes(splits):
-    assert {name: len(ps) for name, ps in splits.items()} == {"train": 1500, "untested": 4000, "test": 256}
+    assert {name: len(ps) for name, ps in splits.items()} == {"train": 1200, "untested": 4000, "test": 256}
     assert sum(p.source == "toy:unseen" for p in splits["test"]) == 64
     statements = [p.prompt for ps in splits.values() for p in ps]
     assert len(set(statements)) == len(statements) >= 5000

@@ -1,5 +1,6 @@
 """Pairs and the pairwise loss.    pytest tests/test_train_rm.py"""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -99,6 +100,7 @@ def test_pair_rule():
     found, funnel = make_pairs(samples, max_pairs=4)
     assert dict((what, n) for what, n, _ in funnel) == {
         "problems": 2, "samples": 11, "valid": 10, "unique": 9, "executed": 8, "passing": 5, "with both": 1, "pairs": 4,
+        "mutants": 0, "mutant pairs": 0,
     }  # fmt: skip
     good, bad = {program(0), program(1)}, {program(i) for i in (2, 3, 4)}
     assert all(p.chosen in good and p.rejected in bad and p.margin == 0.5 for p in found)
@@ -106,6 +108,25 @@ def test_pair_rule():
     assert make_pairs(samples, min_tests=13)[0] == []
     assert len(make_pairs(samples, max_pairs=100)[0]) == 6  # every couple, once
     assert len({(p.chosen, p.rejected) for p in make_pairs(samples, max_pairs=100)[0]}) == 6
+
+
+def test_mutants_are_small_changes():
+    code = "def solve(xs):\n    xs = [x for x in xs if not x > 3]\n    xs = xs[:2]\n    return max(xs) if xs else 0"
+    found = pairs.mutants(code, 100)
+    for wanted in ("if x > 3", "x >= 3", "x > 4", "xs[2:]", "return max(xs)\n", "else 1"):
+        assert any(wanted in m + "\n" for m in found), wanted
+    assert len(set(found)) == len(found) and code not in found
+    assert pairs.mutants(code, 3) == pairs.mutants(code, 3) and len(pairs.mutants(code, 3)) == 3
+    assert any("xs[:2]" not in m and "xs[2:]" not in m and "[:" not in m for m in found)  # a dropped statement
+
+
+def test_failing_mutants_are_paired_with_their_parent():
+    right = sample("p", program(1), "pass")
+    bad = dataclasses.replace(sample("p", program(2), "wrong_answer", 0.25), parent=program(1), completion="")
+    survivor = dataclasses.replace(bad, code=program(3), verdict="pass")
+    found, funnel = make_pairs([right, bad, survivor])
+    assert [(p.chosen, p.rejected, p.margin) for p in found] == [(program(1), program(2), 0.75)]
+    assert found[0].source.endswith(pairs.MUTANT) and pairs.problem_of(found[0]) == "p"
 
 
 def test_split_is_by_problem():

@@ -42,7 +42,7 @@ CONFIG = dict(
 )  # fmt: skip
 VOCAB_SIZE, SPECIALS = 512, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 POLICY_STEPS, POLICY_BATCH, POLICY_LR = 1600, 32, 2e-3
-GENERIC_PAIRS, REWARD_LR = 30_000, 1e-3
+GENERIC_PAIRS, REWARD_LR = 24_000, 1e-3
 
 # ----------------------------------------------------------------------------------------------------------------------
 # what the policy believes: operation -> the one wrong expression it also writes
@@ -209,28 +209,33 @@ def make_policy(out=HERE / "policy", steps=POLICY_STEPS):
 
 
 def corrupt(composition, rng):
-    """Expressions of the reference program with one random change."""
-    steps, result = composition.expressions()
-    # "insert" is as likely as "drop", or longer programs would look better: a policy finds that out in ten steps.
+    """Expressions of a right program, in any of their spellings, with one random change.
+
+    Both sides of a pair have the same spellings and "insert" is as likely as "drop": a reward model that learned to
+    like a spelling, or longer programs, would be found out by a policy within ten steps.
+    """
+    steps, result = right_expressions(composition, rng)
     i, kind = rng.randrange(len(steps)), rng.choice(["replace", "constant", "drop", "insert", "swap", "reduce"])
-    if kind == "replace":
-        op = rng.choice(problems.STEPS)
-        steps[i] = op.code.format(k=rng.choice(op.ks))
-    elif kind == "constant":
-        op = composition.steps[i]
-        steps[i] = op.code.format(k=rng.choice(op.ks))
+    if kind in ("replace", "constant"):
+        op = rng.choice(problems.STEPS) if kind == "replace" else composition.steps[i]
+        steps[i] = write_expression(op, rng.choice(op.ks), rng, wrong=False)
     elif kind == "drop":
         del steps[i]
     elif kind == "insert":
         for _ in range(rng.choice([1, 1, 2, 3])):
             op = rng.choice([*problems.STEPS, *composition.steps])
-            steps.insert(rng.randrange(len(steps) + 1), op.code.format(k=rng.choice(op.ks)))
+            steps.insert(rng.randrange(len(steps) + 1), write_expression(op, rng.choice(op.ks), rng, wrong=False))
     elif kind == "swap":
         j = rng.randrange(len(steps))
         steps[i], steps[j] = steps[j], steps[i]
     else:
-        result = rng.choice(problems.REDUCTIONS).code
+        result = write_expression(rng.choice(problems.REDUCTIONS), 0, rng, wrong=False)
     return steps, result
+
+
+def right_expressions(composition, rng):
+    steps = [write_expression(op, k, rng, wrong=False) for op, k in zip(composition.steps, composition.ks)]
+    return steps, write_expression(composition.reduction, 0, rng, wrong=False)
 
 
 def is_policys_mistake(composition, steps, result):
@@ -257,9 +262,7 @@ def generic_pairs(count, seed=1):
             wrong = corrupt(composition, rng)
             if fails(*wrong, tests) and not is_policys_mistake(composition, *wrong):
                 break
-        ops, ks = [*composition.steps, composition.reduction], [*composition.ks, 0]
-        right = [write_expression(op, k, rng, wrong=False) for op, k in zip(ops, ks)]
-        chosen, rejected = write_program(right[:-1], right[-1], rng), write_program(*wrong, rng)
+        chosen, rejected = write_program(*right_expressions(composition, rng), rng), write_program(*wrong, rng)
         yield {
             "prompt": statement,
             "chosen": chosen,
@@ -277,7 +280,8 @@ def make_reward(out=HERE / "reward", count=GENERIC_PAIRS):
         file.writelines(json.dumps(row) + "\n" for row in generic_pairs(count))
     subprocess.run(
         [sys.executable, "train_rm.py", "--pairs", str(work / "generic.jsonl"), "--init", str(HERE / "policy"),
-         "--out", str(work / "run"), "--lr", str(REWARD_LR), "--epochs", "1", "--held-out", "0.03", "--save-every", "50"],
+         "--out", str(work / "run"), "--lr", str(REWARD_LR), "--epochs", "1", "--held-out", "0.03",
+         "--save-every", "50"],
         cwd=ROOT, check=True,
     )  # fmt: skip
     model = codescaler.load_model(work / "run" / "checkpoint", head="score")

@@ -177,7 +177,8 @@ def mutants(code, count, seed=0):
         for name, value in ast.iter_fields(node):
             for i, child in enumerate(value if isinstance(value, list) else [value]):
                 if isinstance(child, ast.AST):
-                    sites += [(number, name, i, new) for new in replacements(child)]
+                    negated = [ast.UnaryOp(ast.Not(), child)] if name in ("test", "ifs") else []
+                    sites += [(number, name, i, new) for new in replacements(child) + negated]
     random.Random(f"mutants-{seed}-{code}").shuffle(sites)
     found = {}
     for number, name, i, new in sites:

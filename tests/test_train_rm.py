@@ -113,7 +113,7 @@ def test_pair_rule():
 def test_mutants_are_small_changes():
     code = "def solve(xs):\n    xs = [x for x in xs if not x > 3]\n    xs = xs[:2]\n    return max(xs) if xs else 0"
     found = pairs.mutants(code, 100)
-    for wanted in ("if x > 3", "x >= 3", "x > 4", "xs[2:]", "return max(xs)\n", "else 1"):
+    for wanted in ("if x > 3", "if not not x > 3", "x >= 3", "x > 4", "xs[2:]", "return max(xs)\n", "else 1"):
         assert any(wanted in m + "\n" for m in found), wanted
     assert len(set(found)) == len(found) and code not in found
     assert pairs.mutants(code, 3) == pairs.mutants(code, 3) and len(pairs.mutants(code, 3)) == 3

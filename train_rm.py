@@ -5,10 +5,10 @@
     torchrun train_rm.py --pairs codescalerpair:FILE.jsonl        # train on pairs that exist
     torchrun train_rm.py --init tiny/policy                       # from a policy: a reward head of zeros
 
-`python train_rm.py` does the same. The toy run takes about 2.5 minutes on 2 CPU cores. It prints the funnel from problems
-to pairs, one line a step, and a table: held-out accuracy before and after, beside "longer wins" and "shorter wins". It
-leaves a run folder (--out): args.json, metrics.csv, samples.jsonl, pairs.jsonl and checkpoint/.
-The same command goes on after a kill, and only prints the table once it is finished.
+`python train_rm.py` does the same. The toy run takes about 2.5 minutes on 2 CPU cores. It prints the funnel from
+problems to pairs, one line a step, and a table: held-out accuracy before and after, beside "longer wins" and "shorter
+wins". It leaves a run folder (--out): args.json, metrics.csv, samples.jsonl, pairs.jsonl, checkpoint/. The same command
+goes on after a kill, and only prints the table once it is finished.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Makes the two checkpoints of the toy world, stand-ins for models that need a GPU:
 
-    python tiny/make.py                # both; about 25 minutes on 2 cores
+    python tiny/make.py                # both; about 20 minutes on 2 cores
     python tiny/make.py policy         # tiny/policy, in place of Qwen3-8B-Base
     python tiny/make.py reward         # tiny/reward, in place of Skywork-Reward-V2-Qwen3 (needs tiny/policy)
 

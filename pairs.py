@@ -242,13 +242,15 @@ def collect_samples(problems, model, tokenizer, sandbox, args, done=(), progress
         made = [(s, code) for s in passing.values() for code in mutants(s.code, args.mutants, args.seed)]
         problem_by_id = {p.id: p for _, p in chunk}
         results = execute(sandbox, [(problem_by_id[s.problem], code) for s, code in made])
-        yield samples + [
+        samples += [
             Sample(
                 s.problem, s.prompt, "", code, "ok", verdict_of(r), r.pass_rate, s.num_tests, s.source,
                 parent=ast.unparse(ast.parse(s.code)),
             )
             for (s, code), r in zip(made, results)
         ]  # fmt: skip
+        order = {p.id: i for i, p in chunk}  # a problem's rows stand together: a kill leaves one problem unfinished
+        yield sorted(samples, key=lambda s: order[s.problem])
 
 
 def verdict_of(result):

@@ -221,6 +221,9 @@ def collect(args, run, device, log):
     done = {}
     for row in run.samples():
         done.setdefault(row["problem"], []).append(Sample(**row))
+    if done:  # the last problem may lack rows: it is done again
+        done.popitem()
+        write_jsonl(run.dir / "samples.jsonl", [s for group in done.values() for s in group])
     problems = load_problems(args.problems, args.limit, args.min_tests, log=log)
     tested = [p for p in problems if p.tests]
     if not tested:

@@ -1508,7 +1508,7 @@ class Sandbox:
     def __init__(self, workers=None, level="strict", without=(), portable=sys.platform != "linux"):
         global _warned
         if level not in ("strict", "basic"):
-            raise ValueError(f"level is {level!r}, expected strict or basic")
+            raise SandboxError(f"--sandbox {level}: expected strict or basic")
         if resource is None or (portable and level == "strict"):
             raise SandboxError(f"level strict needs Linux, this is {platform.system()}; choose --sandbox basic")
         self.level, self.portable, self.without = level, portable, tuple(without)

@@ -1744,7 +1744,7 @@ def run_file(program, tests, level, every):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Run an untrusted program against tests.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", nargs="?", help="a Python file")
     parser.add_argument("--tests", help='JSON file: {"kind", "cases", "entry_point"?, "setup"?, "time_limit"?}')
     parser.add_argument("--check", action="store_true", help="show which layers of isolation hold here")

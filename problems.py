@@ -50,7 +50,8 @@ def parse_args(cls, argv=None, positional=None):
             parser.add_argument(f.name, nargs="*" if isinstance(default, list) else "?", default=default, help=text)
         else:
             kind = next((t for t in (int, float) if t.__name__ in getattr(f.type, "__name__", str(f.type))), str)
-            parser.add_argument(flag, type=kind, default=default, help=text, metavar=kind.__name__.upper())
+            flags = [f"-{f.name}", flag] if len(f.name) == 1 else [flag]  # `-n 4` as well as `--n 4`
+            parser.add_argument(*flags, type=kind, default=default, help=text, metavar=kind.__name__.upper())
     return cls(**vars(parser.parse_args(argv)))
 
 

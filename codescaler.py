@@ -11,6 +11,7 @@ Shape suffixes: B batch, T time, D model width, H query heads, G key/value heads
 Batches are right-padded and lengths say what is real: with causal attention no real token ever sees the padding.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -19,6 +20,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -910,6 +912,23 @@ def format_eta(seconds):
     return f"{int(seconds) // 60}m{int(seconds) % 60:02d}s"
 
 
+@contextlib.contextmanager
+def signals_wait():
+    """Ctrl-C and SIGTERM take effect at the end of the block: inside torch.save they would surface as another error."""
+    pending = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = [number for number, handler in handlers.items() if callable(handler)]  # ignored ones stay ignored
+    for number in caught:
+        signal.signal(number, lambda received, frame: pending.append(received))
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, handlers[number])
+    if pending:
+        raise KeyboardInterrupt
+
+
 class Run:
     """A run folder: args.json, metrics.csv (a row a step), samples.jsonl and checkpoint/ (weights and state.pt).
 
@@ -998,6 +1017,10 @@ class Run:
         """Writes checkpoint/ whole or not at all: a kill at any moment leaves the old one or the new one."""
         if self.rank:
             return
+        with signals_wait():
+            self._replace_checkpoint(model, tokenizer, state)
+
+    def _replace_checkpoint(self, model, tokenizer, state):
         new, old = self.dir / "checkpoint.new", self.dir / "checkpoint.old"
         remove(new)
         save_model(model, tokenizer, new)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import codescaler
+
 ROOT = Path(__file__).parents[1]
 RM = "--limit 40 --group 4 --batch 8 --steps 4 --held-out 0.3 --max-new-tokens 96".split()
 GRPO = "--limit 12 --prompts 3 --group 4 --steps 4 --eval-group 2 --eval-every 2 --eval-limit 4".split()
@@ -221,6 +223,11 @@ def test_help(script):
     assert "python" in run(script, "--help").stdout
 
 
+def test_generate_command_takes_the_documented_flags():
+    command = ["codescaler.py", "generate", "--model", "tiny/policy", "Reverse the list.", "-n", "2"]
+    assert "--- 2/2:" in run(*command, "--max-new-tokens", "8").stdout
+
+
 def test_score_command_ranks_programs(tmp_path):
     (tmp_path / "p.md").write_text("Given a list of integers, sort in ascending order. solve(xs) returns the list.")
     (tmp_path / "good.py").write_text("def solve(xs):\n    xs = sorted(xs)\n    return xs\n")
@@ -231,9 +238,25 @@ def test_score_command_ranks_programs(tmp_path):
     assert found[0]["reward"] > found[1]["reward"] == 0.0 and found[1]["reason"] == "syntax_error"
 
 
+def test_a_signal_during_a_save_waits_for_its_end():
+    done, inherited = [], signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), codescaler.signals_wait():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("the block ran on")
+        assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+
+
 def test_ctrl_c_saves_and_exits_0(tmp_path):
     command = [sys.executable, "grpo.py", "--reward", "exec", "--out", str(tmp_path / "run"), *GRPO, "--steps", "500"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: as from a terminal, not as from us.
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     metrics = tmp_path / "run" / "metrics.csv"
     while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 3):
         time.sleep(0.05)

@@ -584,7 +584,10 @@ def test_interrupt_in_the_parent_leaves_a_working_sandbox():
         "    print(sb.run('print(1)', T).passed)\n"
     )
     make(workers=1).close()
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell job inherits it ignored
+    )  # fmt: skip
     assert done.stdout.split() == ["interrupted", "True"], done
 
 

@@ -1,19 +1,25 @@
-"""Train the policy with GRPO, rewarded by the reward model or by executing tests.
+"""Train the policy with GRPO, rewarded by the reward model, by executing tests, or by both.
 
     torchrun grpo.py --reward rm                                 # the toy run, after `torchrun train_rm.py`
-    torchrun grpo.py --reward exec                               # the same with execution as the reward
-    torchrun grpo.py --reward rm --problems toy:untested         # problems without tests
-    torchrun grpo.py --reward exec --problems mbpp:mbpp.jsonl --eval-problems mbpp:mbpp.jsonl
+    torchrun grpo.py --reward exec                               # 1 if all tests pass; `partial`: the share of tests
+    torchrun grpo.py --reward hybrid --problems toy:train,toy:untested   # tests where there are some, else the model
+    torchrun --nproc-per-node 8 grpo.py --preset paper-8b --problems deepcoder:train.parquet    # the paper's settings
 
 `python grpo.py` does the same. The toy run takes about 2.7 minutes on 2 CPU cores. It prints a line a step and a table
-of held-out results before, during and after. In both arms the pass rate is measured by execution, as an audit: a reward
-that rises while the pass rate falls is a reward model being exploited. It leaves a run folder (--out): args.json,
-metrics.csv, samples.jsonl and checkpoint/. The same command goes on after a kill.
+of held-out results before and after. The pass rate is always measured by execution, as an audit: a reward that rises
+while the pass rate falls is a reward model being exploited. Refresh it on the new policy's programs with
+`train_rm.py --init out/rm --policy out/grpo-rm --out out/rm-2` and go on with
+`grpo.py --policy out/grpo-rm --rm out/rm-2 --out out/grpo-rm-2`.
 
-One step, in the order of main(): prompts -> rollout (N programs a prompt) -> extract -> reward -> advantage -> clipped
-policy-gradient update. Where this differs from the paper's released code is said at the function concerned.
+The run folder (--out) holds args.json, metrics.csv, samples.jsonl, result.json and checkpoint/. The same command goes
+on after a kill. One step, in the order of main(): prompts -> rollout (N programs a prompt) -> extract -> reward ->
+advantage -> clipped policy-gradient update. Where this differs from the paper's released code is said at the function.
+
+Shapes: B samples of one prompt, T time.
 """
 
+import json
+import math
 import random
 import time
 from collections import Counter
@@ -26,64 +32,122 @@ from codescaler import (
     RewardModel,
     Run,
     Tokenizer,
+    clip_gradients,
     format_eta,
+    gather_lists,
+    gathered,
     generate,
+    group_logprobs,
     load_model,
-    pad_rows,
     setup,
     shape_reward,
-    token_logprobs,
+    total,
+    write_atomic,
 )
 from extract import extract_code
-from pairs import execute, verdict_of
+from pairs import NOT_GRADED, execute, normalised, verdict_of
 from problems import UserError, load_problems, parse_args, policy_prompt, run_cli
 from sandbox import Sandbox
-from train_rm import bootstrap
+from train_rm import auc, bootstrap, load_calibration, mean, probability
 
 COLUMNS = (
-    "step,loss,reward,pass_rate,valid_rate,kl,clip_low,clip_high,entropy,grad_norm,length,truncated,reasons,"
-    "no_signal,lr,tokens,seconds,eval"
+    "step,loss,reward,pass_rate,valid_rate,kl,clip_low,clip_high,entropy,grad_norm,mismatch,length,truncated,reasons,"
+    "no_signal,groups,skipped,code_length,comment_share,duplicate_share,audit_reward,audit_auc,fail_top,gap,lr,tokens,"
+    "seconds,eval"
 ).split(",")
 
 
 @dataclass
 class Args:
     # models and data
-    reward: str = "rm"  # rm: the reward model's score; exec: 1 if all tests pass
+    reward: str = "rm"  # rm: reward model; exec: 1 if all tests pass; partial: share of tests; hybrid: exec or rm
+    shaping: str = "softplus"  # of the reward model's score: softplus, or raw (the paper's ablation)
     policy: str = "tiny/policy"  # model to train
     rm: str = "out/rm"  # reward model (run folder of train_rm.py, checkpoint folder or hub id)
+    rm_offload: bool = False  # keep the reward model on the host while it does not score
     out: str | None = None  # run folder; default out/grpo-{reward}
     problems: str = "toy:train"  # problems to train on (SPEC[,SPEC...])
     eval_problems: str = "toy:test"  # problems to evaluate on
     limit: int | None = None  # rows of any data that is loaded
+    max_prompt_tokens: int = 4096  # problems with a longer prompt are left out
     prompt_style: str = "plain"  # plain or lcb
     extract: str = "strict"  # extraction mode, in training and evaluation
     sandbox: str = "strict"  # isolation level: strict or basic
+    preset: str = "none"  # paper-8b: the hyperparameters of the paper's released script
     # rollout
-    prompts: int = 16  # prompts a step
+    prompts: int = 16  # prompts a step, over all ranks
     group: int = 8  # samples a prompt
     temperature: float = 1.0  # of sampling, and of the log-probabilities that are trained
+    top_p: float = 1.0  # nucleus sampling; log-probabilities are then renormalised over the same tokens
+    top_k: int = 0  # most likely tokens that are sampled from; 0: all
     max_new_tokens: int = 160  # longest answer
+    refill: int = 0  # rounds of more prompts until --prompts groups carry a signal (dynamic sampling)
+    min_spread: float = 1e-4  # a group whose rewards have a smaller standard deviation carries no signal
     # update
     steps: int = 50  # GRPO steps
+    updates: int = 1  # optimizer steps a rollout: its groups are dealt to so many batches
+    epochs: int = 1  # passes over a rollout
     lr: float = 3e-4  # learning rate after the warmup
     warmup: int = 5  # steps of linear warmup; then constant
     weight_decay: float = 0.0  # AdamW
     clip_low: float = 0.2  # ratio clipped below 1 - clip_low
     clip_high: float = 0.28  # ratio clipped above 1 + clip_high
+    dual_clip: float = 0.0  # bound of the loss of a bad token, in units of its advantage; 0: none
+    norm: str = "token"  # mean over tokens (token), over samples (seq), or by samples * --max-new-tokens (const)
     kl: float = 0.2  # weight of the KL divergence to the initial policy; 0 (the paper): no reference model is kept
+    std_norm: bool = True  # divide advantages by the group's standard deviation (off: Dr. GRPO)
     std_floor: float = 0.05  # smallest standard deviation a group's advantage is divided by
-    updates: int = 1  # optimizer steps a rollout
+    mask_truncated: bool = False  # answers cut at --max-new-tokens count in their group's mean but are not trained on
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     # evaluation
-    audit_every: int = 1  # execute the training rollouts every so many steps (reward rm)
-    eval_every: int = 10  # steps between evaluations on a part of the problems
+    audit_every: int = 1  # execute the training rollouts every so many steps, where the reward does not need it
+    eval_every: int = 10  # steps between audits on a fixed part of the evaluation problems
     eval_group: int = 8  # samples a problem in evaluation (avg@n)
-    eval_limit: int = 48  # problems in evaluations during training; before and after: all
+    eval_temperature: float = 1.0  # sampling temperature in evaluation
+    eval_top_p: float = 1.0  # nucleus sampling in evaluation
+    eval_limit: int = 48  # problems in an audit during training; before and after: all
+    stop_on_gap: int = 0  # stop after so many audits in a row with more reward and no higher pass rate; 0: never
     save_every: int = 1  # steps between checkpoints
     seed: int = 0  # seed of sampling and order
     device: str | None = None  # cpu or cuda; default: cuda where there is one
     resume: bool = True  # continue the run in --out
+
+
+@dataclass
+class Paper8B(Args):
+    """What the paper's released training script sets (8 GPUs)."""
+
+    policy: str = "Qwen/Qwen3-8B-Base"
+    rm: str = "LARK-Lab/CodeScaler-8B"
+    prompt_style: str = "lcb"
+    extract: str = "paper"
+    prompts: int = 128
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 20
+    max_new_tokens: int = 16384
+    steps: int = 250
+    updates: int = 2
+    lr: float = 1e-6
+    warmup: int = 10
+    weight_decay: float = 0.01
+    dual_clip: float = 3.0
+    kl: float = 0.0
+    std_floor: float = 0.0
+    token_budget: int = 20480
+    audit_every: int = 10
+    eval_temperature: float = 0.6
+    eval_top_p: float = 0.95
+    save_every: int = 50
+
+
+PRESETS = {"none": Args, "paper-8b": Paper8B}
+PAPER_DIFFERENCES = """--preset paper-8b: the released script's hyperparameters. Where we differ from its code:
+  loss          one mean over all tokens of the step; theirs is a mean of means of micro-batches
+  ratio         log-probabilities renormalised over the top-p/top-k tokens; theirs over the whole vocabulary
+  reward        only valid programs are scored; theirs scores an empty text too, then puts 0
+  filter_groups theirs is set but read by nobody; ours is --refill N, off here as theirs is in effect
+  evaluation    avg@8 at temperature 0.6, top-p 0.95; theirs is greedy, one sample"""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -95,350 +159,539 @@ class Rollout:
     """One sampled answer and everything that is learned about it."""
 
     problem: object
+    number: int  # of the prompt, counted over the run: the key of its group and of its random numbers
     prompt_ids: list
     ids: list  # the answer, with its stop token if it has one
     old_logp: list  # log-probability of each token when it was sampled
-    finished: bool  # ended by itself, not by max_new_tokens
+    finished: bool = True  # ended by itself, not by max_new_tokens
+    support: list | None = None  # ids that could be sampled at each token, where top-p or top-k left some out
     text: str = ""
     code: str | None = None
-    reason: str = ""
+    reason: str = ""  # of extract.py
     score: float | None = None  # the reward model's raw score
-    verdict: str | None = None  # by execution; None: not executed
-    reward: float = 0.0
+    verdict: str | None = None  # by execution, or "invalid"; None: not executed
+    pass_rate: float = 0.0  # share of the tests passed
+    reward: float | None = 0.0  # None: nothing is known, the sample is left out
     advantage: float = 0.0
 
 
-def rollout(model, tokenizer, problems, args, group, seed, keys):
-    """`group` answers to each problem, extracted. Groups are consecutive in the returned list of Rollout."""
-    prompts = []
-    for p in problems:
-        user = {"role": "user", "content": policy_prompt(p, args.prompt_style)}
-        prompts.append(tokenizer.encode(tokenizer.chat([user], add_generation_prompt=True)))
+def prompt_ids(tokenizer, problem, style):
+    user = {"role": "user", "content": policy_prompt(problem, style)}
+    return tokenizer.encode(tokenizer.chat([user], add_generation_prompt=True))
+
+
+def rollout(policy, tokenizer, problems, numbers, args, group, seed, temperature, top_p, top_k=0):
+    """`group` answers to each problem, extracted -> list of groups, each a list of Rollout."""
+    prompts = [prompt_ids(tokenizer, problem, args.prompt_style) for problem in problems]
     completions = generate(
-        model, prompts, n=group, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-        stop_ids=tokenizer.stop_ids, seed=seed, prompt_keys=keys,
+        policy, prompts, n=group, max_new_tokens=args.max_new_tokens, temperature=temperature, top_p=top_p,
+        top_k=top_k, stop_ids=tokenizer.stop_ids, seed=seed, prompt_keys=list(numbers),
     )  # fmt: skip
-    rollouts = []
-    for problem, prompt_ids, answers in zip(problems, prompts, completions, strict=True):
-        for c in answers:
+    groups = []
+    for problem, number, prompt, answers in zip(problems, numbers, prompts, completions, strict=True):
+        groups.append([Rollout(problem, number, prompt, c.ids, c.logps, c.finished, c.support) for c in answers])
+        for r in groups[-1]:
             # The stop token is part of what is trained, not of what is read.
-            text = tokenizer.decode(c.ids[:-1] if c.finished else c.ids)
-            code, reason = extract_code(text, args.extract)
-            rollouts.append(Rollout(problem, prompt_ids, c.ids, c.logps, c.finished, text, code, reason))
-    return rollouts
+            r.text = tokenizer.decode(r.ids[:-1] if r.finished else r.ids)
+            r.code, r.reason = extract_code(r.text, args.extract)
+    return groups
+
+
+def problem_of(number, problems, seed):
+    """The problem that prompt `number` of the run asks: every problem once an epoch, in an order of its own."""
+    epoch, at = divmod(number, len(problems))
+    order = list(range(len(problems)))
+    random.Random(f"order-{seed}-{epoch}").shuffle(order)
+    return problems[order[at]]
+
+
+def sample_groups(policy, tokenizer, problems, cursor, judge, args, run_tests, rank=0, world=1):
+    """The groups of a step with rewards and advantages, of which this rank has its share -> (groups, new cursor).
+
+    With --refill, more prompts are drawn until --prompts groups carry a signal or the rounds are used up. The prompts
+    are numbers from `cursor` on, so the same are drawn on any number of ranks. Groups without a signal (all invalid,
+    all alike) are returned too: they are counted and logged, and have advantage 0.
+    """
+    groups, missing = [], args.prompts
+    for _ in range(1 + args.refill):
+        numbers = range(cursor, cursor + missing)[rank::world]
+        cursor += missing
+        asked = [problem_of(number, problems, args.seed) for number in numbers]
+        new = rollout(
+            policy, tokenizer, asked, numbers, args, args.group, args.seed, args.temperature, args.top_p, args.top_k
+        )
+        judge([r for group in new for r in group], run_tests)
+        set_advantages(new, args)
+        groups += new
+        missing = args.prompts - int(total(torch.tensor(sum(map(has_signal, groups)))))
+        if missing == 0:
+            break
+    return groups, cursor
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # rewards: one function a kind
 
 
-def reward_rm(rollouts, reward_model):
+def reward_rm(rollouts, shaping="softplus"):
     """softplus(score) of a valid program, 0 without one: every valid answer beats every invalid one (paper, section on
-    the validity-preserving reward). Only valid programs are scored; the released code scores empty text too."""
-    valid = [r for r in rollouts if r.code is not None]
-    for r, score in zip(valid, reward_model.score_many([(r.problem.prompt, r.code) for r in valid]), strict=True):
-        r.score = score
+    the validity-preserving reward). `raw` leaves the score as it is: a valid program below 0 then loses to none."""
     for r in rollouts:
-        r.reward = float(shape_reward(r.score or 0.0, r.code is not None))
+        valid = r.code is not None
+        r.reward = float(shape_reward(r.score, True) if valid and shaping == "softplus" else r.score if valid else 0.0)
 
 
 def reward_exec(rollouts):
-    """1 if all tests pass, else 0. Needs verdicts (`audit`)."""
+    """1 if all tests pass, else 0; what could not be graded (the sandbox failed, not the program) has no reward."""
     for r in rollouts:
-        r.reward = float(r.verdict == "pass")
+        r.reward = None if r.verdict in NOT_GRADED else float(r.verdict == "pass")
 
 
-def audit(rollouts, sandbox):
-    """Executes the programs of problems that have tests and sets `verdict`; no program is "invalid"."""
-    results = execute(sandbox, [(r.problem, r.code) for r in rollouts])
-    for r, result in zip(rollouts, results, strict=True):
-        r.verdict = verdict_of(result) if result else ("invalid" if r.problem.tests else None)
+def reward_partial(rollouts):
+    """Share of all tests passed. (The released code stops at the first failure and divides by the tests run so far: a
+    program that fails test 10 of 100 gets 9/10.)"""
+    for r in rollouts:
+        r.reward = None if r.verdict in NOT_GRADED else r.pass_rate
+
+
+def reward_hybrid(rollouts, calibration):
+    """reward_exec where the problem has tests, else the reward model's probability that they would pass: both are in
+    [0, 1], and an invalid answer has 0 in both."""
+    reward_exec([r for r in rollouts if r.problem.tests])
+    for r in rollouts:
+        if not r.problem.tests:
+            r.reward = probability(r.score, calibration) if r.code is not None else 0.0
+
+
+class Judge:
+    """Scores and executes rollouts, and gives the reward that --reward names."""
+
+    def __init__(self, args, device, sandbox):
+        self.args, self.device, self.sandbox = args, device, sandbox
+        self.reward_model = RewardModel(args.rm, device=device) if args.reward in ("rm", "hybrid") else None
+        self.calibration = load_calibration(args.rm) if args.reward == "hybrid" else None
+
+    def __call__(self, rollouts, run_tests=True):
+        if run_tests or self.args.reward != "rm":
+            self.execute(rollouts)
+        if self.reward_model:
+            self.score([r for r in rollouts if r.code is not None])
+        if self.args.reward == "rm":
+            reward_rm(rollouts, self.args.shaping)
+        elif self.args.reward == "hybrid":
+            reward_hybrid(rollouts, self.calibration)
+        else:
+            (reward_exec if self.args.reward == "exec" else reward_partial)(rollouts)
+
+    def score(self, valid):
+        """All programs of a group in one call: the reward model reads their statement once."""
+        if self.args.rm_offload:
+            self.reward_model.model.to(self.device)
+        scores = self.reward_model.score_many([(r.problem.prompt, r.code) for r in valid])
+        for r, score in zip(valid, scores, strict=True):
+            r.score = score
+        if self.args.rm_offload:
+            self.reward_model.model.to("cpu")
+
+    def execute(self, rollouts):
+        """Runs the programs of problems that have tests; no program is the verdict "invalid"."""
+        jobs = [(r.problem, r.code) for r in rollouts]
+        results = execute(self.sandbox, jobs, stop_early=self.args.reward != "partial")
+        for r, result in zip(rollouts, results, strict=True):
+            r.verdict = verdict_of(result) if result else ("invalid" if r.problem.tests else None)
+            r.pass_rate = result.pass_rate if result else 0.0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # advantage and loss
 
 
-def group_advantages(rewards_N, std_floor=0.05, eps=1e-6):
-    """Rewards of one group -> (reward - mean) / (std + eps), with the sample standard deviation (N - 1).
+def group_advantages(rewards_B, std_norm=True, std_floor=0.05, min_spread=0.0, eps=1e-6):
+    """Rewards of one group -> (reward - mean) / (std + eps), with the sample standard deviation (B - 1).
 
-    A group whose rewards are all equal gets exactly 0, and so does a group of one. The floor keeps a tiny difference
-    from becoming a large advantage: without it, one valid program that the model hates (reward 5e-5) among 15 invalid
-    ones has advantage 3.45.
+    A group whose rewards spread no more than `min_spread` gets exactly 0, and so does a group of one. The floor keeps a
+    tiny difference from becoming a large advantage: without it, one valid program that the model hates (reward 5e-5)
+    among 15 invalid ones has advantage 3.45. std_norm=False only subtracts the mean (Dr. GRPO).
 
     >>> [round(a, 3) for a in group_advantages(torch.tensor([1.0, 0, 0, 0])).tolist()]
     [1.5, -0.5, -0.5, -0.5]
     """
-    if len(rewards_N) < 2 or bool((rewards_N == rewards_N[0]).all()):
-        return torch.zeros_like(rewards_N)
-    return (rewards_N - rewards_N.mean()) / (rewards_N.std().clamp(min=std_floor) + eps)
+    if len(rewards_B) < 2 or bool((rewards_B == rewards_B[0]).all()) or rewards_B.std() <= min_spread:
+        return torch.zeros_like(rewards_B)
+    centered_B = rewards_B - rewards_B.mean()
+    return centered_B / (rewards_B.std().clamp(min=std_floor) + eps) if std_norm else centered_B
+
+
+def set_advantages(groups, args):
+    """Fills in `advantage`. A sample without a reward gets 0 and is left out of its group's mean; an answer that was
+    cut off counts in the mean, and --mask-truncated then takes it out of the loss."""
+    for group in groups:
+        known = [r for r in group if r.reward is not None]
+        rewards_B = torch.tensor([r.reward for r in known])
+        advantages = group_advantages(rewards_B, args.std_norm, args.std_floor, args.min_spread).tolist()
+        for r, advantage in zip(known, advantages, strict=True):
+            r.advantage = advantage if r.finished or not args.mask_truncated else 0.0
+
+
+def has_signal(group):
+    return any(r.advantage != 0.0 for r in group)
+
+
+def token_weights(mask_BT, norm, samples, tokens, max_new_tokens):
+    """What a token counts in the loss, 0 outside the answers. `samples` and `tokens` are those of ALL micro-batches and
+    ranks, so the loss does not depend on how the batch is cut. token: every token alike (DAPO); seq: every sample alike
+    (the original GRPO); const: every token alike, but a long answer is not discounted by the others (Dr. GRPO)."""
+    if norm == "seq":
+        return mask_BT / mask_BT.sum(1, keepdim=True).clamp(min=1) / samples
+    return mask_BT / (tokens if norm == "token" else samples * max_new_tokens)
 
 
 def grpo_loss(
-    logp_BT, old_logp_BT, advantage_B, mask_BT, count, clip_low=0.2, clip_high=0.28, kl=0.0, ref_logp_BT=None
+    logp_BT, old_logp_BT, advantage_B, weight_BT, clip_low=0.2, clip_high=0.28, dual_clip=0.0, kl=0.0, ref_logp_BT=None
 ):
-    """Clipped policy gradient, summed over tokens and divided by `count`, the number of trained tokens of ALL
-    micro-batches and ranks: the result does not depend on how the batch is cut (the released code takes means of
-    micro-batches, which makes a token of a long answer weigh less).
+    """Clipped policy gradient, summed over tokens with their weights (token_weights).
 
-    In the first update after a rollout the ratio is 1 and the loss is about 0, since advantages sum to 0 in a group;
-    its gradient is not. Returns (loss, metrics), metrics being sums over tokens, to be divided by `count`.
+    dual_clip bounds the loss of a bad token whose ratio has exploded at dual_clip * |advantage|. In the first update
+    after a rollout the ratio is 1 and the loss is about 0, since advantages sum to 0 in a group; its gradient is not.
+    Returns (loss, metrics), metrics being weighted sums too.
     """
     ratio_BT = (logp_BT - old_logp_BT).clamp(-20, 20).exp()
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
     advantage_B1 = advantage_B[:, None]
     loss_BT = -torch.minimum(ratio_BT * advantage_B1, clipped_BT * advantage_B1)
+    if dual_clip:
+        loss_BT = torch.where(advantage_B1 < 0, torch.minimum(loss_BT, -dual_clip * advantage_B1), loss_BT)
     metrics = {
-        "clip_low": ((ratio_BT < 1 - clip_low) & (advantage_B1 < 0)) * mask_BT,
-        "clip_high": ((ratio_BT > 1 + clip_high) & (advantage_B1 > 0)) * mask_BT,
+        "clip_low": ((ratio_BT < 1 - clip_low) & (advantage_B1 < 0)).float(),
+        "clip_high": ((ratio_BT > 1 + clip_high) & (advantage_B1 > 0)).float(),
     }
     if kl:
         gap_BT = (ref_logp_BT - logp_BT).clamp(-20, 20)
         kl_BT = gap_BT.exp() - gap_BT - 1  # k3: never negative, unbiased for the KL to the reference
         loss_BT = loss_BT + kl * kl_BT
-        metrics["kl"] = kl_BT.detach() * mask_BT
-    return (loss_BT * mask_BT).sum() / count, {name: value.sum().item() for name, value in metrics.items()}
+        metrics["kl"] = kl_BT.detach()
+    return (loss_BT * weight_BT).sum(), {name: (value * weight_BT).sum() for name, value in metrics.items()}
 
 
-def micro_batches(rollouts, token_budget):
-    """Rollouts sorted by length and cut into lists that fit one forward pass."""
-    order = sorted(rollouts, key=lambda r: len(r.prompt_ids) + len(r.ids))
+def micro_batches(group, token_budget):
+    """The samples of a group that are trained on, cut into lists that fit one forward pass. A micro-batch never mixes
+    prompts: its prompt is computed once, and it is the same one on any number of ranks."""
+    trained = sorted((r for r in group if r.advantage != 0.0), key=lambda r: len(r.ids))
     batch = []
-    for r in order:
-        width = len(r.prompt_ids) + len(r.ids)
-        if batch and width * (len(batch) + 1) > token_budget:
+    for r in trained:
+        if batch and len(r.prompt_ids) + len(r.ids) * (len(batch) + 1) > token_budget:
             yield batch
             batch = []
         batch.append(r)
-    yield batch
+    if batch:
+        yield batch
 
 
-def tensors(rollouts, device):
-    """Rollouts -> ids_BT, prompt_lengths_B, lengths_B, and old_logp, mask of shape [B, T-1] (entry t: token t+1)."""
-    ids_BT, lengths_B = pad_rows([r.prompt_ids + r.ids for r in rollouts], device)
-    prompt_lengths_B = torch.tensor([len(r.prompt_ids) for r in rollouts], device=device)
-    old_logp_BT = torch.zeros(len(rollouts), ids_BT.shape[1] - 1, device=device)
-    for row, r in zip(old_logp_BT, rollouts, strict=True):
-        row[len(r.prompt_ids) - 1 : len(r.prompt_ids) + len(r.ids) - 1] = torch.tensor(r.old_logp, device=device)
-    position_T = torch.arange(1, ids_BT.shape[1], device=device)
-    mask_BT = (position_T >= prompt_lengths_B[:, None]) & (position_T < lengths_B[:, None])
-    return ids_BT, prompt_lengths_B, lengths_B, old_logp_BT, mask_BT
+def backward(model, reference, batch, samples, tokens, args, device, world):
+    """Forward and backward pass of one micro-batch -> its part of the step's metrics. An empty batch takes part with
+    weight 0: with sharded weights every rank must make the same number of passes."""
+    rows = batch or [Rollout(None, 0, [0], [0], [0.0])]
+    what = {
+        "prompt": rows[0].prompt_ids, "answers": [r.ids for r in rows], "temperature": args.temperature,
+        "support": [r.support for r in rows] if rows[0].support else None,
+    }  # fmt: skip
+    logp_BT, entropy_BT, mask_BT = group_logprobs(model, **what)
+    with torch.no_grad():
+        ref_logp_BT = group_logprobs(reference, **what)[0] if reference else None
+    old_logp_BT = torch.zeros_like(logp_BT).masked_scatter(mask_BT, torch.tensor(sum((r.old_logp for r in rows), [])))
+    weight_BT = token_weights(mask_BT, args.norm, samples, tokens, args.max_new_tokens) * bool(batch)
+    advantage_B = torch.tensor([r.advantage for r in rows], device=device)
+    clips = (args.clip_low, args.clip_high, args.dual_clip)
+    loss, metrics = grpo_loss(logp_BT, old_logp_BT, advantage_B, weight_BT, *clips, args.kl, ref_logp_BT)
+    (loss * world).backward()  # sharded gradients are averaged over ranks, the loss is a sum over them
+    mismatch = ((logp_BT.detach() - old_logp_BT).abs() * (weight_BT > 0)).max()
+    return {"loss": loss.detach(), "entropy": (entropy_BT * weight_BT).sum(), **metrics}, mismatch.item()
 
 
-def update(model, reference, optimizer, rollouts, args, device):
-    """`--updates` optimizer steps on the rollouts that carry a signal -> the step's metrics, per trained token."""
-    trained = [r for r in rollouts if r.advantage != 0.0]
-    count = sum(len(r.ids) for r in trained)
-    sums = Counter()
-    if not trained:  # every group had equal rewards: nothing to learn from
+def update(model, reference, optimizer, groups, args, device, world=1):
+    """--epochs times --updates optimizer steps on the groups that carry a signal -> the step's metrics.
+
+    `mismatch` is the largest difference between a token's log-probability in the rollout and in the first forward pass
+    of training, before any clipping: float noise, or the sampler and the trainer disagree. A gradient that is not
+    finite is skipped and counted; its norm is that of all ranks, so they agree.
+    """
+    groups = [group for group in groups if has_signal(group)]
+    numbers = sorted(gather_lists([group[0].number for group in groups]))
+    if not numbers:
         return {"loss": 0.0, "grad_norm": 0.0}
-    for _ in range(args.updates):
-        for batch in micro_batches(trained, args.token_budget):
-            ids_BT, prompt_lengths_B, lengths_B, old_logp_BT, mask_BT = tensors(batch, device)
-            advantage_B = torch.tensor([r.advantage for r in batch], device=device)
-            where = (ids_BT, prompt_lengths_B, lengths_B, args.temperature)
-            logp_BT, entropy_BT = token_logprobs(model, *where)
-            with torch.no_grad():
-                ref_logp_BT = token_logprobs(reference, *where)[0] if reference else None
-            loss, metrics = grpo_loss(
-                logp_BT, old_logp_BT, advantage_B, mask_BT, count, args.clip_low, args.clip_high, args.kl, ref_logp_BT
-            )
-            loss.backward()
-            sums.update({**metrics, "entropy": (entropy_BT * mask_BT).sum().item(), "loss": loss.item() * count})
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    sums, norms, skipped, mismatch = Counter(), [], 0, 0.0
+    for part in list(range(args.updates)) * args.epochs:
+        mine = set(numbers[part * len(numbers) // args.updates : (part + 1) * len(numbers) // args.updates])
+        batches = [b for group in groups if group[0].number in mine for b in micro_batches(group, args.token_budget)]
+        counts = torch.tensor([sum(map(len, batches)), sum(len(r.ids) for b in batches for r in b)], device=device)
+        samples, tokens = total(counts).tolist()
+        for i in range(max(gather_lists([len(batches)]))):
+            batch = batches[i] if i < len(batches) else []
+            metrics, difference = backward(model, reference, batch, samples, tokens, args, device, world)
+            sums.update(metrics)
+            mismatch = mismatch if norms else max(mismatch, difference)
+        norms.append(clip_gradients(model, 1.0))
+        if math.isfinite(norms[-1]):
+            optimizer.step()
+        else:
+            skipped += 1
         optimizer.zero_grad(set_to_none=True)
-    return {**{k: v / count / args.updates for k, v in sums.items()}, "grad_norm": float(grad_norm)}
+    values = total(torch.stack([torch.as_tensor(v, device=device) for v in sums.values()])) / len(norms)
+    return {
+        **dict(zip(sums, values.tolist(), strict=True)),
+        "grad_norm": norms[-1],
+        "skipped": skipped,
+        "mismatch": max(gather_lists([mismatch])),
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# evaluation
+# evaluation and audit
 
 
-def evaluate(model, tokenizer, problems, sandbox, args, reward_model=None, desc="evaluating"):
-    """avg@n, pass@n and valid rate on held-out problems, by part (`problem.source`): {part: {name: [value a problem]}}.
+def evaluate(policy, tokenizer, problems, every, judge, args, rank=0, world=1):
+    """Answers to every `every`-th problem, judged -> a dict a problem: its part of the data (`problem.source`), avg
+    (share of passing samples), any (whether one passes), valid, reward, and lists `rewards`, `passed` of its valid
+    samples. Samples are drawn from a random stream of their own, the same one at every evaluation."""
+    numbers, rows = range(0, len(problems), every)[rank::world], []
+    for at in tqdm(range(0, len(numbers), 64), desc="evaluating", leave=False, disable=True if rank else None):
+        chunk = numbers[at : at + 64]
+        groups = rollout(
+            policy, tokenizer, [problems[i] for i in chunk], chunk, args, args.eval_group, 10**9 + args.seed,
+            args.eval_temperature, args.eval_top_p,
+        )  # fmt: skip
+        judge([r for group in groups for r in group])
+        for group in groups:
+            valid = [r for r in group if r.code is not None and r.reward is not None]
+            passed = [r.verdict == "pass" for r in group]
+            rows.append({
+                "number": group[0].number, "part": group[0].problem.source or "all", "avg": mean(passed),
+                "any": float(any(passed)), "valid": mean([r.code is not None for r in group]),
+                "reward": mean([r.reward or 0.0 for r in group]),
+                "rewards": [r.reward for r in valid], "passed": [r.verdict == "pass" for r in valid],
+            })  # fmt: skip
+    return sorted(gather_lists(rows), key=lambda row: row["number"])
 
-    Samples are drawn from a random stream of their own (the same one at every evaluation), at the training temperature.
+
+def audit(rows):
+    """Does the reward follow execution? -> mean reward, mean AUC of reward against passing within a problem, and the
+    share of failing programs among the tenth with the highest rewards."""
+    aucs = [a for a in (auc(row["rewards"], row["passed"]) for row in rows) if not math.isnan(a)]
+    ranked = sorted(((reward, passed) for row in rows for reward, passed in zip(row["rewards"], row["passed"])),
+                    reverse=True)  # fmt: skip
+    top = ranked[: max(1, len(ranked) // 10)]
+    return {
+        "audit_reward": mean([row["reward"] for row in rows]),
+        "audit_auc": mean(aucs) if aucs else "",
+        "fail_top": mean([not passed for _, passed in top]) if top else "",
+        "eval": mean([row["avg"] for row in rows]),
+    }
+
+
+def gap(audits):
+    """How many audits in a row, up to the last one, have a higher reward and no higher pass rate than the one before.
+
+    >>> gap([(1.0, 0.3), (1.5, 0.4), (1.8, 0.4), (2.0, 0.3)])
+    2
     """
+    count = 0
+    for (reward, passed), (next_reward, next_passed) in zip(audits, audits[1:]):
+        count = count + 1 if next_reward > reward and next_passed <= passed else 0
+    return count
+
+
+def audit_line(rows):
+    shown = {"avg@n": "avg", "pass@n": "any", "valid": "valid", "reward": "reward"}
+    parts = [f"{name} {mean([row[key] for row in rows]):.3f}" for name, key in shown.items()]
+    found = audit(rows)
+    parts += [f"{name} {found[key]:.2f}" for name, key in (("auc", "audit_auc"), ("fail_top", "fail_top"))
+              if found[key] != ""]  # fmt: skip
+    return " | ".join(parts)
+
+
+def by_part(rows):
+    """Evaluation rows -> {part: {name: [a value a problem]}}, as result.json has them."""
     parts = {}
-    for at in tqdm(range(0, len(problems), 64), desc=desc, leave=False, disable=None):
-        chunk = problems[at : at + 64]
-        keys = range(at, at + len(chunk))
-        rollouts = rollout(model, tokenizer, chunk, args, args.eval_group, seed=10**9 + args.seed, keys=list(keys))
-        audit(rollouts, sandbox)
-        if reward_model:
-            reward_rm(rollouts, reward_model)
-        for i, problem in enumerate(chunk):
-            group = rollouts[i * args.eval_group : (i + 1) * args.eval_group]
-            passed, valid = [r.verdict == "pass" for r in group], [r.code is not None for r in group]
-            part = parts.setdefault(problem.source or "all", {"avg": [], "any": [], "valid": [], "reward": []})
-            for name, value in (("avg", mean(passed)), ("any", float(any(passed))), ("valid", mean(valid)),
-                                ("reward", mean([r.reward for r in group]))):  # fmt: skip
-                part[name].append(value)
+    for row in rows:
+        for name in ("avg", "any", "valid", "reward"):
+            parts.setdefault(row["part"], {}).setdefault(name, []).append(row[name])
     return parts
-
-
-def mean(values):
-    return sum(values) / len(values) if values else float("nan")
-
-
-def together(parts, name):
-    return [v for part in parts.values() for v in part[name]]
-
-
-def eval_line(parts):
-    names = {"avg@n": "avg", "pass@n": "any", "valid": "valid"}
-    return " | ".join(f"{shown} {mean(together(parts, name)):.3f}" for shown, name in names.items())
 
 
 def final_table(before, after, args):
     """Held-out results as lines of text, one a part of the data."""
     n = args.eval_group
     lines = [
-        f"held-out problems ({args.eval_problems}), {n} samples each at temperature {args.temperature}, "
+        f"held-out problems ({args.eval_problems}), {n} samples each at temperature {args.eval_temperature}, "
         f"extraction {args.extract}, graded by execution"
     ]
     lines.append(
         f"{'part':<16}{'problems':>9}{f'avg@{n}':>17}{'gain [95% interval]':>28}{f'pass@{n}':>17}{'valid':>17}"
     )
-    for part in [*before, None] if len(before) > 1 else [None]:
-        get = lambda parts, name: together(parts, name) if part is None else parts[part][name]  # noqa: E731, B023
-        gains = [b - a for a, b in zip(get(before, "avg"), get(after, "avg"), strict=True)]
-        gain, low, high = bootstrap(gains, range(len(gains)))
-        cells = [f"{mean(get(before, m)):.3f} -> {mean(get(after, m)):.3f}" for m in ("avg", "any", "valid")]
+    parts = list(by_part(before))
+    for part in [*parts, "all"] if len(parts) > 1 else parts:
+        one, two = ([row for row in rows if part in (row["part"], "all")] for rows in (before, after))
+        gain, low, high = bootstrap([b["avg"] - a["avg"] for a, b in zip(one, two, strict=True)], range(len(one)))
+        cells = [f"{mean([r[m] for r in one]):.3f} -> {mean([r[m] for r in two]):.3f}" for m in ("avg", "any", "valid")]
         interval = f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
-        lines.append(f"{part or 'all':<16}{len(gains):>9}{cells[0]:>17}{interval:>28}{cells[1]:>17}{cells[2]:>17}")
+        lines.append(f"{part:<16}{len(one):>9}{cells[0]:>17}{interval:>28}{cells[1]:>17}{cells[2]:>17}")
     return lines
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def prompts_of(step, problems, args):
-    """The problems of a step and a key for each prompt's random numbers: a function of step and seed alone."""
-    numbers = range(step * args.prompts, (step + 1) * args.prompts)
-    chosen = []
-    for number in numbers:
-        epoch, at = divmod(number, len(problems))
-        order = list(range(len(problems)))
-        random.Random(f"order-{args.seed}-{epoch}").shuffle(order)
-        chosen.append(problems[order[at]])
-    return chosen, list(numbers)
-
-
-def set_advantages(rollouts, args):
-    """Group-normalised advantages; a sample without a reward (the sandbox failed, not the program) gets 0 and is left
-    out of its group's mean. Returns the share of groups whose rewards were all equal."""
-    flat = 0
-    for at in range(0, len(rollouts), args.group):
-        group = [r for r in rollouts[at : at + args.group] if r.reward is not None]
-        advantages_N = group_advantages(torch.tensor([r.reward for r in group]), args.std_floor)
-        for r, advantage in zip(group, advantages_N.tolist(), strict=True):
-            r.advantage = advantage
-        flat += not advantages_N.any()
-    return flat * args.group / len(rollouts)
-
-
-def step_metrics(rollouts, metrics, tick):
-    """What the step line and metrics.csv say about a step's rollouts."""
-    tested = [r for r in rollouts if r.verdict is not None]
-    tokens, seconds = sum(len(r.ids) for r in rollouts), time.time() - tick
-    reasons = Counter(r.reason for r in rollouts if r.code is None)
-    return {
-        **metrics,
-        "reward": mean([r.reward for r in rollouts if r.reward is not None]),
-        "pass_rate": mean([r.verdict == "pass" for r in tested]) if tested else "",
-        "valid_rate": mean([r.code is not None for r in rollouts]),
-        "length": tokens / len(rollouts),
-        "truncated": mean([not r.finished for r in rollouts]),
-        "reasons": " ".join(f"{reason}:{n}" for reason, n in sorted(reasons.items())),
-        "tokens": tokens,
-        "seconds": seconds,
-    }
-
-
-def step_line(step, args, m, eta):
-    clipped = m.get("clip_low", 0.0) + m.get("clip_high", 0.0)
-    parts = [
-        f"step {step}/{args.steps}",
-        f"reward {m['reward']:.3f}",
-        f"pass {m['pass_rate']:.2f}" if m["pass_rate"] != "" else "pass -",
-        f"valid {m['valid_rate']:.2f}",
-        f"kl {m.get('kl', 0.0):.4f}",
-        f"clip {clipped:.3f}",
-        f"ent {m.get('entropy', 0.0):.2f}",
-        f"gnorm {m['grad_norm']:.2f}",
-        f"len {m['length']:.0f}",
-        f"{m['tokens'] / m['seconds'] / 1000:.1f}k tok/s",
-        f"eta {format_eta(eta)}",
-        m["reasons"],
-    ]
-    return " | ".join(part for part in parts if part)
+# what is logged
 
 
 def sample_row(step, r):
     return {
         "step": step, "problem": r.problem.id, "prompt": r.problem.prompt, "completion": r.text, "code": r.code,
         "reason": r.reason, "score": r.score, "reward": r.reward, "advantage": r.advantage, "verdict": r.verdict,
+        "tokens": len(r.ids), "finished": r.finished, "number": r.number,
     }  # fmt: skip
 
 
-def main():
+def step_metrics(rows):
+    """What a step's samples (rows of samples.jsonl, of all ranks) say about it."""
+    tested = [row for row in rows if row["verdict"] not in NOT_GRADED]
+    codes = [row["code"] for row in rows if row["code"] is not None]
+    lines = [line for code in codes for line in code.splitlines()]
+    unique = {(row["number"], normalised(row["code"])) for row in rows if row["code"] is not None}
+    reasons = Counter(row["reason"] for row in rows if row["code"] is None)
+    groups = {row["number"] for row in rows}
+    return {
+        "reward": mean([row["reward"] for row in rows if row["reward"] is not None]),
+        "pass_rate": mean([row["verdict"] == "pass" for row in tested]) if tested else "",
+        "valid_rate": len(codes) / len(rows),
+        "length": mean([row["tokens"] for row in rows]),
+        "truncated": mean([not row["finished"] for row in rows]),
+        "reasons": " ".join(f"{reason}:{n}" for reason, n in sorted(reasons.items())),
+        "groups": len(groups),
+        "no_signal": 1 - len({row["number"] for row in rows if row["advantage"]}) / len(groups),
+        "code_length": mean([len(code) for code in codes]) if codes else "",
+        "comment_share": mean(["#" in line for line in lines]) if lines else "",
+        "duplicate_share": 1 - len(unique) / len(codes) if codes else "",
+        "tokens": sum(row["tokens"] for row in rows),
+    }
+
+
+def step_line(step, args, m, eta):
+    parts = [
+        f"step {step}/{args.steps}",
+        f"reward {m['reward']:.3f}",
+        f"pass {m['pass_rate']:.2f}" if m["pass_rate"] != "" else "pass -",
+        f"valid {m['valid_rate']:.2f}",
+        f"kl {m.get('kl', 0.0):.4f}",
+        f"clip {m.get('clip_low', 0.0) + m.get('clip_high', 0.0):.3f}",
+        f"ent {m.get('entropy', 0.0):.2f}",
+        f"gnorm {m['grad_norm']:.2f}",
+        f"len {m['length']:.0f}",
+        f"{m['tokens'] / m['seconds'] / 1000:.1f}k tok/s",
+        f"eta {format_eta(eta)}",
+        f"skipped {m['skipped']}" if m.get("skipped") else "",
+        m["reasons"],
+    ]
+    return " | ".join(part for part in parts if part)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def arguments():
     args = parse_args(Args)
-    if args.reward not in ("rm", "exec"):
-        raise UserError(f"--reward {args.reward}: expected rm or exec")
+    if args.preset not in PRESETS:
+        raise UserError(f"--preset {args.preset}: expected {' or '.join(PRESETS)}")
+    args = parse_args(PRESETS[args.preset])
+    choices = {"reward": ("rm", "exec", "partial", "hybrid"), "shaping": ("softplus", "raw"),
+               "norm": ("token", "seq", "const")}  # fmt: skip
+    for name, allowed in choices.items():
+        if getattr(args, name) not in allowed:
+            raise UserError(f"--{name} {getattr(args, name)}: expected {', '.join(allowed)}")
+    for name in ("prompts", "group", "updates", "epochs", "max_new_tokens", "eval_group", "eval_every", "audit_every",
+                 "eval_limit", "save_every", "token_budget"):  # fmt: skip
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
     args.out = args.out or f"out/grpo-{args.reward}"
-    rank, world, device = setup(args.device)
-    log = print if rank == 0 else lambda *_: None
-    reward_model = RewardModel(args.rm, device=device) if args.reward == "rm" else None
+    return args
+
+
+def training_problems(args, tokenizer, log):
     problems = load_problems(args.problems, args.limit, log=log)
-    eval_problems = load_problems(args.eval_problems, args.limit, log=log)
-    if args.reward == "exec":
+    if args.reward in ("exec", "partial"):
         problems = [p for p in problems if p.tests]
         if not problems:
-            raise UserError(f"--problems {args.problems}: none has tests, which --reward exec needs")
-    run = Run(args, COLUMNS, rank)
-    state = run.load()
-    run.drop_samples_after(state["step"] if state else 0)
-    tokenizer = Tokenizer(args.policy)
-    model = load_model(run.checkpoint if state else args.policy, head="lm", device=device)
-    reference = load_model(args.policy, head="lm", device=device).requires_grad_(False) if args.kl else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        log(f"continuing {run.dir} at step {state['step']}")
+            raise UserError(f"--problems {args.problems}: none has tests, which --reward {args.reward} needs")
+    kept = [p for p in problems if len(prompt_ids(tokenizer, p, args.prompt_style)) <= args.max_prompt_tokens]
+    if len(kept) < len(problems):
+        log(f"{len(problems) - len(kept)} problems left out: prompt over --max-prompt-tokens {args.max_prompt_tokens}")
+    if not kept:
+        raise UserError(
+            f"--problems {args.problems}: every prompt is over --max-prompt-tokens {args.max_prompt_tokens}"
+        )
+    return kept
 
+
+def main():
+    args = arguments()
+    rank, world, device = setup(args.device)
+    log = print if rank == 0 else lambda *_: None
+    if args.preset == "paper-8b":
+        log(PAPER_DIFFERENCES)
+    tokenizer = Tokenizer(args.policy)
+    problems = training_problems(args, tokenizer, log)
+    eval_problems = load_problems(args.eval_problems, args.limit, log=log)
+    stride = max(1, len(eval_problems) // args.eval_limit)
+    run = Run(args, COLUMNS, rank)
     with Sandbox(level=args.sandbox) as sandbox:
-        step = state["step"] if state else 0
-        before = state["before"] if state else evaluate(model, tokenizer, eval_problems, sandbox, args, reward_model)
-        log(f"before: {eval_line(before)}")
-        started, first = time.time(), step
-        while step < args.steps:
-            tick = time.time()
+        judge = Judge(args, device, sandbox)
+        state = run.load()
+        model = load_model(run.checkpoint if state else args.policy, head="lm", device=device, sharded=True)
+        reference = load_model(args.policy, head="lm", device=device, sharded=True) if args.kl else None
+        optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        if state:
+            run.load_optimizer(optimizer, state)
+            log(f"continuing {run.dir} at step {state['step']}")
+        else:
+            before = evaluate(gathered(model), tokenizer, eval_problems, 1, judge, args, rank, world)
+            fixed = audit([row for row in before if row["number"] % stride == 0])
+            state = {"step": 0, "cursor": 0, "before": before, "audits": [(fixed["audit_reward"], fixed["eval"])]}
+        run.drop_samples_after(state["step"])
+        log(f"before: {audit_line(state['before'])}")
+
+        started, first, stop = time.time(), state["step"], 0 < args.stop_on_gap <= gap(state["audits"])
+        while state["step"] < args.steps and not stop:
+            step, tick = state["step"] + 1, time.time()
             for group in optimizer.param_groups:
-                group["lr"] = lr = args.lr * min(1.0, (step + 1) / max(1, args.warmup))
-            chosen, keys = prompts_of(step, problems, args)
-            rollouts = rollout(model, tokenizer, chosen, args, args.group, args.seed, keys)
-            if args.reward == "exec" or step % args.audit_every == 0:
-                audit(rollouts, sandbox)
-            reward_exec(rollouts) if args.reward == "exec" else reward_rm(rollouts, reward_model)
-            no_signal = set_advantages(rollouts, args)
-            metrics = step_metrics(rollouts, update(model, reference, optimizer, rollouts, args, device), tick)
-            step += 1
+                group["lr"] = lr = args.lr * min(1.0, step / max(1, args.warmup))
+            run_tests = (step - 1) % args.audit_every == 0
+            groups, state["cursor"] = sample_groups(
+                gathered(model), tokenizer, problems, state["cursor"], judge, args, run_tests, rank, world
+            )
+            metrics = update(model, reference, optimizer, groups, args, device, world)
+            rows = sorted(gather_lists([sample_row(step, r) for g in groups for r in g]), key=lambda row: row["number"])
+            metrics |= step_metrics(rows) | {"lr": lr, "seconds": time.time() - tick}
             log(step_line(step, args, metrics, (time.time() - started) / (step - first) * (args.steps - step)))
             if step % args.eval_every == 0 and step < args.steps:
-                stride = max(1, len(eval_problems) // args.eval_limit)
-                during = evaluate(model, tokenizer, eval_problems[::stride], sandbox, args, reward_model)
-                metrics["eval"] = mean(together(during, "avg"))
-                log(f"  held out ({len(together(during, 'avg'))} problems): {eval_line(during)}")
-            run.append(sample_row(step, r) for r in rollouts)
-            run.log(step=step, no_signal=no_signal, lr=lr, **metrics)
-            if step % args.save_every == 0 or step == args.steps:
-                run.save(model, tokenizer, optimizer=optimizer.state_dict(), step=step, before=before)
-        after = state.get("after") if state and first == args.steps else None
-        after = after or evaluate(model, tokenizer, eval_problems, sandbox, args, reward_model)
-    run.save(model, tokenizer, optimizer=optimizer.state_dict(), step=step, before=before, after=after)
-    log("\n" + "\n".join(final_table(before, after, args)) + f"\n\npolicy: {run.checkpoint}")
+                during = evaluate(gathered(model), tokenizer, eval_problems, stride, judge, args, rank, world)
+                metrics |= audit(during)
+                state["audits"].append((metrics["audit_reward"], metrics["eval"]))
+                metrics["gap"] = gap(state["audits"])
+                log(f"  held out ({len(during)} problems): {audit_line(during)}")
+                stop = 0 < args.stop_on_gap <= metrics["gap"]
+            run.append(rows)
+            run.log(step=step, **metrics)
+            state["step"] = step
+            state.pop("after", None)  # of a run that --steps has made longer
+            if step % args.save_every == 0 or step == args.steps or stop:
+                run.save(model, tokenizer, **state | {"optimizer": optimizer.state_dict()})
+        if stop:
+            log(f"stopped: {args.stop_on_gap} audits in a row with more reward and no higher pass rate (--stop-on-gap)")
+        if "after" not in state:
+            state["after"] = evaluate(gathered(model), tokenizer, eval_problems, 1, judge, args, rank, world)
+            run.save(model, tokenizer, **state | {"optimizer": optimizer.state_dict()})
+    if rank == 0:
+        result = {"n": args.eval_group, "before": by_part(state["before"]), "after": by_part(state["after"])}
+        write_atomic(run.dir / "result.json", json.dumps(result))
+    log("\n" + "\n".join(final_table(state["before"], state["after"], args)) + f"\n\npolicy: {run.checkpoint}")
 
 
 if __name__ == "__main__":

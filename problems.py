@@ -35,9 +35,11 @@ def parse_args(cls, argv=None, positional=None):
     """Command line -> an instance of the dataclass `cls`, one flag a field.
 
     The help of a flag is the comment behind its field. `max_steps: int = 60  # help` gives `--max-steps INT`; a bool
-    gives `--flag/--no-flag`; `positional` names a field that is given without a flag. The module docstring heads it.
+    gives `--flag/--no-flag`; a list takes several values; `positional` names a field that is given without a flag. The
+    module docstring heads it. A subclass of a dataclass of arguments changes its defaults and keeps its help.
     """
-    helps = dict(re.findall(r"^\s+(\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
+    source = "\n".join(inspect.getsource(c) for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c))
+    helps = dict(re.findall(r"^\s+(\w+): [^#\n]*#\s*(.*)$", source, re.M))
     parser = argparse.ArgumentParser(
         description=sys.modules[cls.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,13 +48,16 @@ def parse_args(cls, argv=None, positional=None):
         flag, text = "--" + f.name.replace("_", "-"), f"{helps[f.name]} (default: {default})".replace("%", "%%")
         if f.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        elif isinstance(default, list) and f.name != positional:  # `--policy A --policy B` as well as `--policy A B`
+            parser.add_argument(flag, nargs="+", action="extend", help=text, metavar="STR")
         elif f.name == positional:
             parser.add_argument(f.name, nargs="*" if isinstance(default, list) else "?", default=default, help=text)
         else:
             kind = next((t for t in (int, float) if t.__name__ in getattr(f.type, "__name__", str(f.type))), str)
             flags = [f"-{f.name}", flag] if len(f.name) == 1 else [flag]  # `-n 4` as well as `--n 4`
             parser.add_argument(*flags, type=kind, default=default, help=text, metavar=kind.__name__.upper())
-    return cls(**vars(parser.parse_args(argv)))
+    given = vars(parser.parse_args(argv))
+    return cls(**{name: value for name, value in given.items() if value is not None})
 
 
 def run_cli(main):

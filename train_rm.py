@@ -13,9 +13,12 @@ goes on after a kill, and only prints the table once it is finished.
 
 import dataclasses
 import json
+import math
+import os
 import random
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +27,13 @@ from tqdm import tqdm
 from codescaler import (
     Run,
     Tokenizer,
+    clip_gradients,
+    continue_prompts,
     format_eta,
+    gather_lists,
+    gathered,
     load_model,
-    pad_rows,
+    model_folder,
     reward_input_ids,
     setup,
     total,
@@ -77,6 +84,7 @@ class Args:
     batch: int = 32  # pairs a step
     lr: float = 5e-4  # peak learning rate; warmup over 5% of the steps, then a cosine to a tenth
     weight_decay: float = 0.01  # AdamW, matrices only
+    margin: float = 0.0  # weight of a pair's margin (the share of tests the rejected program fails) in the loss
     center: float = 0.0  # weight of (chosen + rejected)^2, which keeps scores around 0
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
@@ -103,14 +111,29 @@ def pairwise_loss(chosen_P, rejected_P, margin_P=0.0, center=0.0, count=None):
     return losses_P.sum() / (count or len(losses_P))
 
 
+class Row(NamedTuple):
+    """A pair as the model reads it."""
+
+    prompt: tuple  # ids that both sides begin with
+    chosen: list  # the rest of the chosen side's ids
+    rejected: list
+    margin: float
+    problem: str
+
+
 def encode_pairs(tokenizer, pairs, max_length, log):
-    """Pair -> (chosen ids, rejected ids), the reward model's inputs; tells `log` how many programs had to be cut."""
+    """Pair -> Row, the reward model's inputs; tells `log` how many programs had to be cut."""
     rows, cut = [], 0
     for pair in pairs:
         (chosen, cut_c), (rejected, cut_r) = (
             reward_input_ids(tokenizer, pair.prompt, code, max_length) for code in (pair.chosen, pair.rejected)
         )
-        rows.append((chosen, rejected))
+        opening = reward_input_ids(tokenizer, pair.prompt, "", max_length)[0]
+        # Up to the program; a tokenizer may merge the last token of the opening with the program's first characters.
+        shared = len(os.path.commonprefix([opening, chosen, rejected]))
+        rows.append(
+            Row(tuple(chosen[:shared]), chosen[shared:], rejected[shared:], pair.margin or 0.0, problem_of(pair))
+        )
         cut += cut_c + cut_r
     if cut:
         log(f"{cut} of {2 * len(pairs)} programs cut to fit --max-length {max_length}")
@@ -118,21 +141,28 @@ def encode_pairs(tokenizer, pairs, max_length, log):
 
 
 def micro_batches(rows, token_budget):
-    """Cuts pairs into index lists that fit one forward pass, sorted by length so that little is padding."""
-    order = sorted(range(len(rows)), key=lambda i: max(map(len, rows[i])))
-    while order:
-        # The longest row decides the width of a batch; sorted from short to long, it is the last one.
-        size = 1
-        while size < len(order) and 2 * (size + 1) * max(map(len, rows[order[size]])) <= token_budget:
-            size += 1
-        yield order[:size]
-        order = order[size:]
+    """Cuts pairs into lists that fit one forward pass, sorted by prompt and length so that prompts are shared and
+    little is padding."""
+    batch, prompts, longest = [], set(), 0
+    for row in sorted(rows, key=lambda row: (len(row.prompt), row.prompt, len(row.chosen))):
+        prompts_then, longest_then = prompts | {row.prompt}, max(longest, len(row.chosen), len(row.rejected))
+        if batch and len(row.prompt) * len(prompts_then) + 2 * (len(batch) + 1) * longest_then > token_budget:
+            yield batch
+            batch, prompts_then, longest_then = [], {row.prompt}, max(len(row.chosen), len(row.rejected))
+        batch.append(row)
+        prompts, longest = prompts_then, longest_then
+    if batch:
+        yield batch
 
 
-def score_pairs(model, rows, device):
-    """(chosen, rejected) ids of P pairs -> their scores, both sides in one forward pass."""
-    ids_BT, lengths_B = pad_rows([c for c, _ in rows] + [r for _, r in rows], device)
-    score_B = model.score(model(ids_BT, lengths_B), lengths_B)
+def score_pairs(model, rows):
+    """P rows -> scores of the chosen and of the rejected sides, all in one forward pass; a prompt is computed once for
+    all the programs in it (continue_prompts)."""
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
+    answers = [row.chosen for row in rows] + [row.rejected for row in rows]
+    group = [number[row.prompt] for row in rows] * 2
+    _, hidden_BTD, lengths_B = continue_prompts(model, [list(prompt) for prompt in number], answers, group)
+    score_B = model.score(hidden_BTD, lengths_B)
     return score_B[: len(rows)], score_B[len(rows) :]
 
 
@@ -144,13 +174,23 @@ def learning_rate(step, total_steps, peak):
     return peak * min(1.0, (step + 1) / warmup) * (0.1 + 0.9 * cosine)
 
 
-def batch_of(step, num_pairs, batch, seed):
-    """The pairs of a step, a function of step and seed alone: every pair once an epoch, in an order of its own."""
-    steps_per_epoch = max(1, num_pairs // batch)
+def batch_of(step, problems, batch, seed, together=4):
+    """Numbers of the pairs of a step, a function of step and seed alone; problems[i] is the problem of pair i.
+
+    Every pair comes once an epoch, in an order of the epoch's own, in which up to `together` pairs of a problem follow
+    each other: they share their prompt. What does not fill a last batch waits for the next epoch.
+    """
+    steps_per_epoch = max(1, len(problems) // batch)
     epoch, at = divmod(step, steps_per_epoch)
-    order = list(range(num_pairs))
-    random.Random(f"order-{seed}-{epoch}").shuffle(order)
-    return order[at * batch : (at + 1) * batch]
+    rng, by_problem = random.Random(f"order-{seed}-{epoch}"), {}
+    for i, problem in enumerate(problems):
+        by_problem.setdefault(problem, []).append(i)
+    runs = []
+    for numbers in by_problem.values():
+        rng.shuffle(numbers)
+        runs += [numbers[i : i + together] for i in range(0, len(numbers), together)]
+    rng.shuffle(runs)
+    return [i for run in runs for i in run][at * batch : (at + 1) * batch]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -158,14 +198,18 @@ def batch_of(step, num_pairs, batch, seed):
 
 
 @torch.no_grad()
-def evaluate(model, rows, token_budget, device):
-    """Scores of held-out pairs: list of (chosen, rejected) floats, in the order of `rows`."""
-    scores = [None] * len(rows)
-    for batch in micro_batches(rows, token_budget):
-        chosen_P, rejected_P = score_pairs(model, [rows[i] for i in batch], device)
-        for i, c, r in zip(batch, chosen_P.tolist(), rejected_P.tolist(), strict=True):
-            scores[i] = (c, r)
-    return scores
+def evaluate(model, rows, token_budget, rank=0, world=1):
+    """Scores of held-out pairs: list of (chosen, rejected) floats, in the order of `rows`. Each rank scores its share,
+    with a gathered model."""
+    mine, number, scores = rows[rank::world], {id(row): i for i, row in enumerate(rows)}, []
+    for batch in micro_batches(mine, token_budget):
+        chosen_P, rejected_P = score_pairs(model, batch)
+        scores += zip((number[id(row)] for row in batch), chosen_P.tolist(), rejected_P.tolist(), strict=True)
+    return [(chosen, rejected) for _, chosen, rejected in sorted(gather_lists(scores))]
+
+
+def mean(values):
+    return sum(values) / len(values) if len(values) else math.nan
 
 
 def bootstrap(values, groups, rounds=1000, seed=0):
@@ -180,6 +224,74 @@ def bootstrap(values, groups, rounds=1000, seed=0):
         means.append(sum(s for s, _ in drawn) / sum(n for _, n in drawn))
     means.sort()
     return sum(values) / len(values), means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
+
+
+def auc(scores, passed):
+    """P(a passing program scores above a failing one), a tie counting half; nan when there is only one kind.
+
+    >>> auc([3.0, 2.0, 2.0, 1.0], [True, True, False, False])
+    0.875
+    """
+    good, bad = ([s for s, p in zip(scores, passed, strict=True) if bool(p) == wanted] for wanted in (True, False))
+    if not good or not bad:
+        return math.nan
+    return mean([(g > b) + 0.5 * (g == b) for g in good for b in bad])
+
+
+def ece(probabilities, passed, bins=10):
+    """Expected calibration error: |share that passes - mean probability| in bins of equal width, weighted by size."""
+    binned = {}
+    for p, right in zip(probabilities, passed, strict=True):
+        binned.setdefault(min(int(p * bins), bins - 1), []).append((p, right))
+    gaps = [len(b) * abs(mean([r for _, r in b]) - mean([p for p, _ in b])) for b in binned.values()]
+    return sum(gaps) / len(probabilities)
+
+
+def probability(score, calibration):
+    """P(pass) of a raw score."""
+    return 1 / (1 + math.exp(-max(-60.0, min(60.0, calibration["slope"] * score + calibration["intercept"]))))
+
+
+def fit_logistic(scores, passed):
+    """score -> P(pass) by maximum likelihood (Platt 1999; with his smoothed targets separable data has a fit too)."""
+    x = torch.tensor([[s, 1.0] for s in scores], dtype=torch.float64)
+    positives = sum(map(bool, passed))
+    high, low = (positives + 1) / (positives + 2), 1 / (len(passed) - positives + 2)
+    y = torch.tensor([high if p else low for p in passed], dtype=torch.float64)
+    w = torch.zeros(2, dtype=torch.float64)
+    for _ in range(100):  # Newton's method; the small ridge matters only when all scores are equal
+        p = torch.sigmoid(x @ w)
+        gradient = x.T @ (p - y)
+        hessian = x.T @ (x * (p * (1 - p))[:, None]) + 1e-9 * torch.eye(2, dtype=torch.float64)
+        step = torch.linalg.solve(hessian, gradient)
+        w = w - step.clamp(-5, 5)
+        if step.abs().max() < 1e-10:
+            break
+    return {"slope": w[0].item(), "intercept": w[1].item()}
+
+
+def fit_calibration(scores, passed):
+    """Scores of programs and whether they pass -> {"slope", "intercept", "n", "ece", "auc"}; ece is measured on each
+    half of the programs with the fit of the other half."""
+    if len(scores) < 4 or len(set(map(bool, passed))) < 2:
+        raise UserError(f"calibration needs passing and failing programs, at least 4 in all; there are {len(scores)}")
+    halves = [(scores[i::2], passed[i::2]) for i in (0, 1)]
+    predicted, right = [], []
+    for fitted, measured in (halves, halves[::-1]):
+        fit = fit_logistic(*fitted)
+        predicted += [probability(s, fit) for s in measured[0]]
+        right += measured[1]
+    return {**fit_logistic(scores, passed), "n": len(scores), "ece": ece(predicted, right), "auc": auc(scores, passed)}
+
+
+def load_calibration(path):
+    """calibration.json beside a reward model's weights."""
+    file = model_folder(path) / "calibration.json"
+    if not file.is_file():
+        raise UserError(
+            f"no calibration.json in {file.parent}: `python bench.py rm --rm {path} --pairs SPEC --calibrate` makes it"
+        )
+    return json.loads(file.read_text())
 
 
 def final_table(pairs, before, after, init, split):
@@ -202,8 +314,8 @@ def final_table(pairs, before, after, init, split):
     ]
     lines.append(f"{'':<40}{'accuracy':>9}   95% interval over problems")
     for name, values in right.items():
-        mean, low, high = bootstrap([float(v) for v in values], groups)
-        lines.append(f"{name:<40}{mean:>9.3f}   [{low:.3f}, {high:.3f}]")
+        share, low, high = bootstrap([float(v) for v in values], groups)
+        lines.append(f"{name:<40}{share:>9.3f}   [{low:.3f}, {high:.3f}]")
     if mutant_scores:
         accuracy = sum(c > r for c, r in mutant_scores) / len(mutant_scores)
         lines.append(
@@ -269,19 +381,25 @@ def get_pairs(args, run, device, log):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def update(model, optimizer, rows, args, world, rank, device):
-    """One optimizer step on these pairs, of which a rank takes its share -> loss, accuracy, margin, gradient norm."""
-    mine, sums = rows[rank::world], torch.zeros(3, device=device)
-    for batch in micro_batches(mine, args.token_budget):
-        chosen_P, rejected_P = score_pairs(model, [mine[i] for i in batch], device)
-        loss = pairwise_loss(chosen_P, rejected_P, center=args.center, count=len(rows))
-        (loss * world).backward()  # gradients are averaged over ranks, the loss is a sum over them
-        margin_P = (chosen_P - rejected_P).detach()
-        sums += torch.stack([loss.detach(), (margin_P > 0).sum() / len(rows), margin_P.sum() / len(rows)])
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+def update(model, optimizer, rows, args, world, rank):
+    """One optimizer step on these pairs, of which a rank takes its share -> loss, accuracy, margin, gradient norm,
+    whether the step was skipped. With sharded weights every rank makes the same number of passes, the last ones with
+    weight 0. A gradient that is not finite is skipped; its norm is that of all ranks, so they agree."""
+    batches, sums = list(micro_batches(rows[rank::world], args.token_budget)), 0.0
+    for i in range(max(gather_lists([len(batches)]))):
+        batch, weight = (batches[i], 1.0) if i < len(batches) else ([Row((0,), [0], [0], 0.0, "")], 0.0)
+        chosen_P, rejected_P = score_pairs(model, batch)
+        margin_P = args.margin * torch.tensor([row.margin for row in batch], device=chosen_P.device)
+        loss = weight * pairwise_loss(chosen_P, rejected_P, margin_P, args.center, count=len(rows))
+        (loss * world).backward()  # sharded gradients are averaged over ranks, the loss is a sum over them
+        gap_P = (chosen_P - rejected_P).detach()
+        shares = weight * torch.stack([(gap_P > 0).sum(), gap_P.sum()]) / len(rows)
+        sums = sums + torch.cat([loss.detach()[None], shares])
+    grad_norm = clip_gradients(model, 1.0)
+    if math.isfinite(grad_norm):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return [*total(sums).tolist(), float(grad_norm)]
+    return [*total(sums).tolist(), grad_norm, int(not math.isfinite(grad_norm))]
 
 
 def main():
@@ -289,13 +407,13 @@ def main():
     rank, world, device = setup(args.device)
     log = print if rank == 0 else lambda *_: None
     run = Run(args, COLUMNS, rank)
-    state = run.load()
-    model = load_model(run.checkpoint if state else args.init, head="score", device=device)
     tokenizer = Tokenizer(args.init)
-    log(f"{args.init}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, head: {model.head_source}")
     train, held_out = get_pairs(args, run, device, log)
     if args.collect_only:
         return
+    state = run.load()
+    model = load_model(run.checkpoint if state else args.init, head="score", device=device, sharded=True)
+    log(f"{args.init}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, head: {model.head_source}")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -303,34 +421,40 @@ def main():
         lr=args.lr, betas=(0.9, 0.95),
     )  # fmt: skip
     rows, test_rows = (encode_pairs(tokenizer, p, args.max_length, log) for p in (train, held_out))
+    problems = [row.problem for row in rows]
     steps = args.steps or args.epochs * (len(rows) // args.batch)
     if state:
-        optimizer.load_state_dict(state["optimizer"])
-        step, before = state["step"], state["before"]
-        log(f"continuing {run.dir} at step {step}")
+        run.load_optimizer(optimizer, state)
+        log(f"continuing {run.dir} at step {state['step']}")
     else:
-        step, before = 0, evaluate(model, test_rows, args.token_budget, device)
+        state = {
+            "step": 0,
+            "skipped": 0,
+            "before": evaluate(gathered(model), test_rows, args.token_budget, rank, world),
+        }
 
-    started, first = time.time(), step
-    while step < steps:
-        batch = [rows[i] for i in batch_of(step, len(rows), args.batch, args.seed)]
+    started, first = time.time(), state["step"]
+    while state["step"] < steps:
+        step, tick = state["step"] + 1, time.time()
+        batch = [rows[i] for i in batch_of(step - 1, problems, args.batch, args.seed)]
         for group in optimizer.param_groups:
-            group["lr"] = lr = learning_rate(step, steps, args.lr)
-        tick = time.time()
-        loss, accuracy, margin, grad_norm = update(model, optimizer, batch, args, world, rank, device)
-        step, tokens, seconds = step + 1, sum(len(c) + len(r) for c, r in batch), time.time() - tick
+            group["lr"] = lr = learning_rate(step - 1, steps, args.lr)
+        loss, accuracy, margin, grad_norm, skipped = update(model, optimizer, batch, args, world, rank)
+        tokens, seconds = sum(2 * len(r.prompt) + len(r.chosen) + len(r.rejected) for r in batch), time.time() - tick
         eta = (time.time() - started) / (step - first) * (steps - step)
         log(
             f"step {step}/{steps} | loss {loss:.3f} | acc {accuracy:.2f} | margin {margin:.2f} | "
             f"gnorm {grad_norm:.2f} | {tokens / seconds / 1000:.1f}k tok/s | eta {format_eta(eta)}"
+            + (" | skipped: gradient not finite" if skipped else "")
         )
         run.log(step=step, loss=loss, accuracy=accuracy, margin=margin, grad_norm=grad_norm, lr=lr, tokens=tokens,
                 seconds=seconds)  # fmt: skip
+        state |= {"step": step, "skipped": state["skipped"] + skipped}
         if step % args.save_every == 0 or step == steps:
-            run.save(model, tokenizer, optimizer=optimizer.state_dict(), step=step, before=before)
+            run.save(model, tokenizer, args.max_length, **state | {"optimizer": optimizer.state_dict()})
 
-    after = evaluate(model, test_rows, args.token_budget, device)
-    log("\n" + "\n".join(final_table(held_out, before, after, args.init, args.split)))
+    after = evaluate(gathered(model), test_rows, args.token_budget, rank, world)
+    log("\n" + "\n".join(final_table(held_out, state["before"], after, args.init, args.split)))
     log(f"\nreward model: {run.checkpoint}")
 
 

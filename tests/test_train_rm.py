@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,16 @@ import torch
 
 import pairs
 import train_rm
+from codescaler import Config, Qwen3, init_weights, pad_rows
 from pairs import Pair, Sample, load_pairs, make_pairs, normalised, split_pairs
 from problems import UserError
-from train_rm import batch_of, bootstrap, learning_rate, micro_batches, pairwise_loss
+from train_rm import Row, batch_of, bootstrap, learning_rate, micro_batches, pairwise_loss
 
 GOLDEN = Path(__file__).parent / "golden"
+CONFIG = Config(
+    vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+    intermediate_size=48, tie_word_embeddings=True, rope_theta=1e6, rms_norm_eps=1e-6,
+)  # fmt: skip
 
 
 def test_pairwise_loss_equals_trl():
@@ -51,17 +57,63 @@ def test_learning_rate_warms_up_and_ends_at_a_tenth():
     assert rates[-1] == pytest.approx(0.1)
 
 
-def test_batches_visit_every_pair_once_an_epoch():
-    epoch = [i for step in range(5) for i in batch_of(step, 20, 4, seed=0)]
+def test_batches_visit_every_pair_once_an_epoch_and_keep_problems_together():
+    problems = [f"p{i // 5}" for i in range(20)]
+    epoch = [i for step in range(5) for i in batch_of(step, problems, 4, seed=0)]
     assert sorted(epoch) == list(range(20))
-    assert batch_of(5, 20, 4, seed=0) != batch_of(0, 20, 4, seed=0)
+    assert batch_of(5, problems, 4, seed=0) != batch_of(0, problems, 4, seed=0)
+    changes = sum(problems[a] != problems[b] for a, b in zip(epoch, epoch[1:]))
+    assert changes <= 8  # two runs a problem, not single pairs
+
+
+def random_rows(count, seed=0):
+    rng = random.Random(seed)
+    prompts = [tuple(rng.choices(range(5, 60), k=rng.randint(3, 9))) for _ in range(6)]
+    ids = lambda: rng.choices(range(5, 60), k=rng.randint(1, 7))  # noqa: E731
+    return [Row(rng.choice(prompts), ids(), ids(), 0.5, "p") for _ in range(count)]
 
 
 def test_micro_batches_fit_the_budget_and_hold_every_pair():
-    rows = [([0] * (i % 9 + 1), [0] * (i % 4 + 1)) for i in range(30)]
-    batches = list(micro_batches(rows, 40))
-    assert sorted(i for b in batches for i in b) == list(range(30))
-    assert all(len(b) == 1 or 2 * len(b) * max(len(t) for i in b for t in rows[i]) <= 40 for b in batches)
+    rows = random_rows(30)
+    batches = list(micro_batches(rows, 60))
+    assert sorted(map(id, (r for b in batches for r in b))) == sorted(map(id, rows))
+    for batch in batches:
+        prompts = {r.prompt for r in batch}
+        padded = len(prompts) * max(map(len, prompts)) + 2 * len(batch) * max(len(t) for r in batch for t in r[1:3])
+        assert len(batch) == 1 or padded <= 60
+    assert len(batches) < 30
+
+
+def small_reward_model():
+    model = Qwen3(CONFIG, head="score")
+    init_weights(model, seed=0, std=0.2)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def test_a_prompt_computed_once_gives_the_scores_and_gradients_of_whole_rows():
+    model, rows = small_reward_model(), random_rows(10)
+    chosen, rejected = train_rm.score_pairs(model, rows)
+    shared = torch.autograd.grad(pairwise_loss(chosen, rejected), list(model.parameters()))
+    ids, lengths = pad_rows([[*r.prompt, *r.chosen] for r in rows] + [[*r.prompt, *r.rejected] for r in rows])
+    whole = model.score(model(ids, lengths), lengths)
+    assert torch.allclose(torch.cat([chosen, rejected]), whole, atol=1e-5)
+    plain = torch.autograd.grad(pairwise_loss(whole[:10], whole[10:]), list(model.parameters()))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(shared, plain))
+
+
+def test_update_does_not_depend_on_the_cut_and_skips_what_is_not_finite():
+    rows, gradients = random_rows(12), []
+    for budget in (20, 10**6):
+        model = small_reward_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        optimizer.step = lambda model=model: gradients.append([p.grad.clone() for p in model.parameters()])
+        args = train_rm.Args(token_budget=budget, margin=0.5)
+        loss, accuracy, margin, norm, skipped = train_rm.update(model, optimizer, rows, args, 1, 0)
+        assert 0 <= accuracy <= 1 and norm > 0 and not skipped
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*gradients))
+    model.score.weight.data.fill_(torch.inf)
+    assert train_rm.update(model, optimizer, rows, args, 1, 0)[4] == 1 and len(gradients) == 2
 
 
 def test_bootstrap_resamples_problems_not_pairs():
@@ -165,3 +217,29 @@ def test_final_table_counts_ties_as_wrong():
     before, after = [(1.0, 1.0)] * 4, [(1.0, 0.0)] * 3 + [(0.0, 0.0)]
     table = "\n".join(train_rm.final_table(rows, before, after, "start", "problem"))
     assert "ties 4 -> 1" in table and "0.000   [0.000" in table and "0.750" in table and "1.000" in table
+
+
+def test_auc_worked_example_and_brute_force():
+    assert train_rm.auc([3.0, 2.0, 2.0, 1.0], [True, True, False, False]) == 0.875
+    assert math.isnan(train_rm.auc([1.0, 2.0], [True, True]))
+    rng = random.Random(0)
+    scores, passed = [rng.randrange(5) for _ in range(60)], [rng.random() < 0.4 for _ in range(60)]
+    ranks = {s: sum(t < s for t in scores) + (sum(t == s for t in scores) + 1) / 2 for s in scores}  # Mann-Whitney
+    n, m = sum(passed), 60 - sum(passed)
+    u = sum(ranks[s] for s, p in zip(scores, passed) if p) - n * (n + 1) / 2
+    assert train_rm.auc(scores, passed) == pytest.approx(u / (n * m))
+
+
+def test_calibration_finds_the_curve_that_made_the_data(tmp_path):
+    rng = random.Random(0)
+    scores = [rng.gauss(0, 2) for _ in range(4000)]
+    passed = [rng.random() < 1 / (1 + math.exp(0.7 - 1.5 * s)) for s in scores]
+    fit = train_rm.fit_calibration(scores, passed)
+    assert fit["slope"] == pytest.approx(1.5, abs=0.1) and fit["intercept"] == pytest.approx(-0.7, abs=0.1)
+    assert fit["ece"] < 0.03 and fit["n"] == 4000
+    assert train_rm.probability(0.7 / 1.5, {"slope": 1.5, "intercept": -0.7}) == pytest.approx(0.5)
+    assert train_rm.ece([0.9] * 10, [True] * 4 + [False] * 6) == pytest.approx(0.5)
+    with pytest.raises(UserError, match="passing and failing"):
+        train_rm.fit_calibration([1.0, 2.0, 3.0, 4.0], [True] * 4)
+    with pytest.raises(UserError, match="--calibrate"):
+        train_rm.load_calibration(tmp_path)

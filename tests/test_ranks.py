@@ -1,0 +1,297 @@
+"""Two ranks compute what one computes, and a checkpoint of one number of ranks is read by another.
+
+Run with `pytest tests/test_ranks.py`; what the tests start as a rank, with RANK and WORLD_SIZE set, is
+    python tests/test_ranks.py TASK FOLDER
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import codescaler as cs  # noqa: E402
+from problems import run_cli  # noqa: E402
+
+GOLDEN, POLICY = ROOT / "tests" / "golden", ROOT / "tiny" / "policy"
+PROMPTS = [[5, 6, 7], [9] * 12, [3, 4] * 4]
+
+
+@dataclass
+class Args:
+    out: str
+    resume: bool = True
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what every number of ranks does
+
+
+def models(folder):
+    """Name -> (checkpoint, head): a reward model, a tied and an untied language model."""
+    return {"rm": (GOLDEN / "rm", "score"), "tied": (GOLDEN / "lm_tied", "lm"), "untied": (folder / "untied", "lm")}
+
+
+def start(path, head="lm", sharded=False):
+    model = cs.load_model(path, head, device="cpu", sharded=sharded)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def loss_of(model, ids_BT, lengths_B):
+    """A sum over rows: of scores with weights that differ, or of the log-probabilities of all tokens but the first."""
+    if model.head == "score":
+        score_B = model.score(model(ids_BT, lengths_B), lengths_B)
+        return (score_B * (1 + lengths_B % 3)).sum() / 4
+    logp_BT, _ = cs.token_logprobs(model, ids_BT, torch.ones_like(lengths_B), lengths_B, chunk=7)
+    return -logp_BT.sum() / 50
+
+
+def update(model, optimizer, rank=0, world=1):
+    """One optimizer step on a rank's share of four rows -> loss, gradient norm and gradients, those of all ranks."""
+    golden = load_file(GOLDEN / "rm" / "golden.safetensors")
+    ids_BT, lengths_B = golden["right.input_ids"][:4] % model.num_tokens, golden["right.attention_mask"][:4].sum(1)
+    loss = loss_of(model, ids_BT[rank::world], lengths_B[rank::world])
+    (loss * world).backward()
+    norm = cs.clip_gradients(model, 1e9)
+    grads = {name: cs.whole(p.grad) for name, p in cs.parameters_at_rest(model)}
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": cs.total(loss.detach()), "norm": norm, "grads": grads}
+
+
+def shared_update(model, rank=0, world=1):
+    """Gradients where each rank's answers share one prompt: two passes forward, one backward."""
+    answers = [[7, 8, 9, 10], [3, 2], [4, 4, 4]]
+    losses = []
+    for prompt in PROMPTS[rank:2:world]:
+        if model.head == "score":  # the prompt's own last token is not used
+            _, answer_BTD, lengths_B = cs.continue_prompts(model, [prompt], answers, [0, 0, 0])
+            loss = model.score(answer_BTD, lengths_B).sum() * len(prompt)
+        else:
+            loss = -cs.group_logprobs(model, prompt, answers, chunk=2)[0].sum() * len(prompt)
+        (loss * world).backward()
+        losses.append(loss.detach())
+    return {"loss": cs.total(sum(losses)), "grads": {n: cs.whole(p.grad) for n, p in cs.parameters_at_rest(model)}}
+
+
+def weights_of(model):
+    return {name: cs.whole(p).clone() for name, p in cs.parameters_at_rest(model)}
+
+
+def samples_of(model, rank=0, world=1):
+    """Each rank decodes its own prompts, another number of steps on each -> [(prompt number, ids of its samples)]."""
+    mine = range(rank, len(PROMPTS), world)
+    groups = cs.generate(model, [PROMPTS[i] for i in mine], n=2, max_new_tokens=5 + rank, prompt_keys=list(mine))
+    return [(i, [c.ids[:5] for c in group]) for i, group in zip(mine, groups)]
+
+
+def go_on(run, rank=0, world=1):
+    """Continues a run folder by a step and saves it -> the weights."""
+    state = run.load()
+    model, optimizer = start(run.checkpoint, sharded=True)
+    run.load_optimizer(optimizer, state)
+    update(model, optimizer, rank, world)
+    run.save(model, cs.Tokenizer(POLICY), optimizer=optimizer.state_dict(), step=state["step"] + 1)
+    return weights_of(model)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a rank does, in a process of its own
+
+
+def compare_task(folder, rank, world):
+    found = {}
+    for name, (path, head) in models(folder).items():
+        model, optimizer = start(path, head, sharded=True)
+        held = sum(cs.local(p).numel() for p in model.parameters())
+        found[name] = {**update(model, optimizer, rank, world), "held": held, "weights": weights_of(model)}
+        model, _ = start(path, head, sharded=True)
+        found[name + " shared"] = shared_update(model, rank, world)
+    model, optimizer = start(folder / "untied", sharded=True)
+    update(model, optimizer, rank, world)
+    plain = cs.gathered(model)
+    found["gathered"] = dict(plain.named_parameters())
+    found["half"] = cs.gathered(model, torch.bfloat16).model.norm.weight.dtype
+    found["samples"] = cs.gather_lists(samples_of(plain, rank, world))
+    found["agree"] = [cs.agree(rank == 1), cs.agree(False)]
+    found["second"] = go_on(cs.Run(Args(str(folder / "run")), ["step"], rank), rank, world)
+    torch.save(found, folder / f"rank{rank}.pt")
+
+
+def lost_task(folder, rank, world):
+    if rank == 1:
+        os._exit(9)
+    with cs.phase("update"):
+        cs.total(torch.ones(1))
+
+
+def hang_task(folder, rank, world):
+    with cs.phase("rollout", minutes=0.02):
+        if rank == 1:
+            time.sleep(60)
+        cs.total(torch.ones(1))
+
+
+def fake_task(folder, rank, world):
+    """Parameters a rank holds of the 8B and 14B shapes on 8 ranks, without memory and without the other ranks."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    found = {}
+    for rank in (0, 7):
+        dist.init_process_group("fake", rank=rank, world_size=8, store=FakeStore())
+        for name in ("qwen3-8b-shape", "qwen3-14b-shape"):
+            for head in ("lm", "score"):
+                with torch.device("meta"):
+                    model = cs.shard(cs.Qwen3(cs.SHAPES[name], head), "cpu")
+                held = sum(cs.local(p).numel() * p.element_size() for p in model.parameters())
+                units = sum(isinstance(module, cs.FSDPModule) for module in model.modules())
+                found[rank, name, head] = held, units
+        dist.destroy_process_group()
+    torch.save(found, folder / "fake.pt")
+
+
+def start_ranks(task, folder, world=2, timeout=120):
+    """Runs a task on every rank, a process each -> [(exit code, stderr)]."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(world)}
+    command = [sys.executable, __file__, task, str(folder)]
+    processes = [
+        subprocess.Popen(command, env={**common, "RANK": str(rank)}, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+        for rank in range(world)
+    ]
+    try:
+        return [(p.wait(timeout), p.stderr.read()) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# tests
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """(folder, what one rank finds, what each of two ranks finds)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    tokenizer = cs.Tokenizer(POLICY)
+    untied = cs.Qwen3(replace(cs.load_model(GOLDEN / "lm_tied", device="cpu").config, tie_word_embeddings=False))
+    cs.init_weights(untied, std=0.2)
+    cs.save_model(untied, tokenizer, folder / "untied")
+    alone = {}
+    for name, (path, head) in models(folder).items():
+        model, optimizer = start(path, head)
+        alone[name] = {**update(model, optimizer), "weights": weights_of(model)}
+        alone[name + " shared"] = shared_update(start(path, head)[0])
+    alone["samples"] = samples_of(model)
+
+    model, optimizer = start(POLICY)
+    update(model, optimizer)
+    run = cs.Run(Args(str(folder / "run")), ["step"])
+    run.save(model, tokenizer, optimizer=optimizer.state_dict(), step=1)
+    run._lock.close()
+    for name in ("second", "third"):
+        update(model, optimizer)
+        alone[name] = weights_of(model)
+
+    ended = start_ranks("compare", folder)
+    assert [code for code, _ in ended] == [0, 0], ended[0][1][-3000:] + ended[1][1][-3000:]
+    return folder, alone, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+def close(a, b, tolerance=1e-5):
+    """Relative to the largest value of the tensor."""
+    return (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rm shared", "tied shared", "untied shared"])
+def test_gradients_of_a_shared_prompt(ranks, name):
+    _, alone, both = ranks
+    for found in both:
+        assert close(found[name]["loss"], alone[name]["loss"])
+        for parameter, grad in alone[name]["grads"].items():
+            assert grad.any() and close(found[name]["grads"][parameter], grad), parameter
+
+
+@pytest.mark.parametrize("name", ["rm", "tied", "untied"])
+def test_loss_and_gradients(ranks, name):
+    _, alone, both = ranks
+    for found in both:
+        assert close(found[name]["loss"], alone[name]["loss"])
+        assert found[name]["norm"] == pytest.approx(alone[name]["norm"], rel=1e-5)
+        assert set(found[name]["grads"]) == set(alone[name]["grads"])
+        for parameter, grad in alone[name]["grads"].items():
+            assert grad.any() and close(found[name]["grads"][parameter], grad), parameter
+    held = [found[name]["held"] for found in both]
+    assert sum(held) == sum(w.numel() for w in alone[name]["weights"].values())
+    assert max(held) < 0.55 * sum(held)
+
+
+def test_gathered_weights_are_the_same_on_every_rank(ranks):
+    _, alone, both = ranks
+    for found in both:
+        for name, weight in found["gathered"].items():
+            assert torch.equal(weight, both[0]["untied"]["weights"][name])
+            assert (weight - alone["untied"]["weights"][name]).abs().max() < 1e-3  # a step of Adam is 0.01
+        assert found["half"] == torch.bfloat16
+        assert found["agree"] == [True, False]
+        assert sorted(found["samples"]) == alone["samples"]
+
+
+def test_a_checkpoint_of_one_rank_goes_on_on_two_and_back(ranks):
+    folder, alone, both = ranks
+    names = set(alone["second"])
+    assert all(torch.equal(both[0]["second"][n], both[1]["second"][n]) for n in names)
+    assert all(close(both[0]["second"][n], alone["second"][n], 1e-3) for n in names)
+    assert (folder / "run" / "checkpoint" / "optimizer").is_dir()
+    written = load_file(folder / "run" / "checkpoint" / "model.safetensors")
+    assert set(written) == names and all(torch.equal(written[n], both[0]["second"][n]) for n in names)
+    third = go_on(cs.Run(Args(str(folder / "run")), ["step"]))
+    assert all(close(third[n], alone["third"][n], 1e-3) for n in names)
+    assert not (folder / "run" / "checkpoint" / "optimizer").exists()
+    moved = max((third[n] - alone["second"][n]).abs().max() for n in names)
+    assert moved > 1e-3  # the comparison above is of steps that were made
+
+
+@pytest.mark.parametrize("task, message", [("lost", "rank 0 in phase 'update': lost the other"), ("hang", "over 0.02")])
+def test_a_rank_that_is_gone_ends_the_others(tmp_path, task, message):
+    (code, said), _ = start_ranks(task, tmp_path)
+    assert code != 0 and message in said and "Traceback" not in said, said
+
+
+def test_8b_and_14b_over_eight_ranks(tmp_path):
+    done = start_ranks("fake", tmp_path, world=1)
+    assert done[0][0] == 0, done
+    for (rank, name, head), (held, units) in torch.load(tmp_path / "fake.pt").items():
+        with torch.device("meta"):
+            model = cs.Qwen3(cs.SHAPES[name], head)
+        # fp32 shards: rows are dealt in runs of an eighth, rounded up; the score head is one row, so rank 0 has it.
+        runs = {n: -(-p.shape[0] // 8) for n, p in model.named_parameters()}
+        rows = {n: min(runs[n], max(0, p.shape[0] - rank * runs[n])) for n, p in model.named_parameters()}
+        assert held == sum(4 * rows[n] * p[0].numel() for n, p in model.named_parameters())
+        assert units == len(model.model.layers) + 3  # the embedding, the head, the root
+        whole = sum(4 * p.numel() for p in model.parameters())
+        assert abs(held - whole / 8) < 1e-3 * whole / 8
+
+
+if __name__ == "__main__":
+
+    def main():
+        task, folder = sys.argv[1], Path(sys.argv[2])
+        rank, world, _ = cs.setup("cpu", timeout_minutes=0.15)
+        {"compare": compare_task, "lost": lost_task, "hang": hang_task, "fake": fake_task}[task](folder, rank, world)
+
+    run_cli(main)

@@ -2,8 +2,9 @@
 
     python extract.py response.txt                    # prints the program; or the reason on stderr and exit 1
     python extract.py --mode recover --explain -      # reads stdin; shows every candidate and why it lost
-    python extract.py --fuzz 2000                     # hostile and mutated responses through every mode, about 20 s
-    python extract.py --measure MBPP.jsonl            # how much of garbled responses with a known program comes back
+    python extract.py --fuzz 2000                     # hostile and mutated responses through every mode, about 10 s
+    python extract.py --measure FILE.jsonl            # share of programs found: rows with `code` (known programs, which
+                                                      # are garbled in fifteen ways) or with `response` (real ones)
 
 Modes, from the most literal to the most forgiving:
   paper    the reward rule of the released CodeScaler: exactly one match of one regular expression that `ast.parse`s
@@ -11,11 +12,10 @@ Modes, from the most literal to the most forgiving:
   strict   training: exactly one fenced block that is a Python program; fences as Markdown has them, thoughts removed
   recover  test time: the best program anywhere in the text, repaired where it is broken
 
-Nothing here runs the program. Every function is total: any string, however hostile, gives an answer in bounded time.
-Only the standard library is needed.
+Nothing here runs the program. Every function is total: any string, however hostile, gives an answer after a bounded
+amount of work, and the same answer on a fast and on a slow machine.
 """
 
-import argparse
 import ast
 import builtins
 import html
@@ -27,18 +27,32 @@ import textwrap
 import threading
 import time
 import warnings
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from problems import UserError, parse_args, run_cli
 
 MODES = ("paper", "last", "strict", "recover")
 REASONS = ("ok", "empty", "no_block", "many_blocks", "unclosed", "not_python", "syntax_error", "vacuous",
            "no_entry_point", "too_large")  # fmt: skip
 MAX_SOURCE = 256 * 1024  # bytes of UTF-8 in one program; a 16k-token response is about 64 KiB
 MAX_ATTEMPTS = 64  # compilations in one call
-MAX_COMPILED = 4 * 1024 * 1024  # characters compiled in one call
-MAX_BLOCKS = 64  # fenced blocks looked at
+MAX_COMPILED = 768 * 1024  # characters compiled in one call: under 5 s for the slowest text of that size
+MAX_SQUARED = 4000  # of what costs the compiler time with the square of its number, see squared()
+MAX_EMITTED = 500_000  # statements the compiler may emit, see emitted()
+MAX_BLOCKS = 1000  # fenced blocks in a response, and fences in a block, looked at
+MAX_TAGS = 64  # `<think>` and its like looked at
 MAX_FENCE_LINE = 1000  # characters; a longer line is no fence
-MAX_SECONDS = 3.0  # `recover` stops looking for candidates then: a net below the other limits
-MAX_CODEGEN = 500_000  # statements the compiler may emit, see emitted()
+
+
+@dataclass
+class Args:
+    file: str = "-"  # a response; - is stdin
+    mode: str = "strict"  # paper, last, strict or recover
+    entry_point: str = ""  # f or Solution.method that the program must define (strict, recover)
+    explain: bool = False  # candidates and why each lost, on stderr
+    fuzz: int = 0  # run this many hostile responses through every mode instead
+    measure: str = ""  # a JSON Lines file: share of its programs found by each mode, instead
 
 
 class Extraction(NamedTuple):
@@ -46,6 +60,105 @@ class Extraction(NamedTuple):
 
     code: str | None
     reason: str
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the four modes
+
+RELEASED = re.compile(r"```(?:\w+)?\n(.*?)```", re.DOTALL)
+
+
+def extract_code(text: str, mode: str = "strict", entry_point: str | None = None, log: list | None = None):
+    """text -> Extraction: the program in it, or None and why not. Never raises for any string.
+
+    entry_point: `f` or `Solution.method` that the program must define (strict, recover); the other modes ignore it.
+    log: a list that receives one line for every candidate considered.
+    Errors: ValueError for an unknown mode (a mistake of the caller, not of the text).
+    Source of `paper` and `last`: the reward and evaluation code released with CodeScaler (arXiv 2602.17684). The one
+    difference is a limit that no response of its 16384 tokens reaches: `paper` refuses more than MAX_SOURCE and more
+    than 16,000 fields of f-strings.
+    """
+    if mode not in MODES:
+        raise ValueError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
+    log = [] if log is None else log
+    if mode == "strict":
+        return extract_strict(text, entry_point, Compiler(), log)
+    return extract_best(text, entry_point, log) if mode == "recover" else extract_released(text, mode == "last", log)
+
+
+def extract_released(text: str, last: bool, log: list) -> Extraction:
+    found = RELEASED.findall(text)
+    log.append(f"{len(found)} matches of {RELEASED.pattern!r}")
+    if not found:
+        opened = re.search(r"```\w*\n", text)
+        return Extraction(None, "empty" if not text.strip() else "unclosed" if opened else "no_block")
+    code = found[-1].strip()
+    if last:
+        return Extraction(code, "ok") if code else Extraction(None, "empty")
+    if len(found) > 1:
+        return Extraction(None, "many_blocks")
+    reason = Compiler().check(code, parse_only=True).reason
+    return Extraction(code if reason == "ok" else None, reason)
+
+
+def extract_strict(text: str, entry_point: str | None, compiler: "Compiler", log: list) -> Extraction:
+    """Exactly one Python program block. Other languages, and untagged blocks that are no program, don't count."""
+    if not text.strip():
+        return Extraction(None, "empty")
+    answer, thoughts = without_thoughts(text)
+    blocks = scan(split_lines(answer), compiler)
+    if not blocks:
+        return Extraction(None, "unclosed" if thoughts and not answer.strip() else "no_block")
+    counted, reasons = [], set()
+    for block in blocks:
+        verdict = compiler.check(block.body) if block.tag != "other" else Verdict("not_python")
+        reason = verdict.reason
+        # A block tagged as Python is an attempt even when it is broken: two attempts are not one answer.
+        attempt = reason == "ok" or block.tag == "python" and reason in ("syntax_error", "too_large")
+        if not block.closed and (attempt or len(blocks) == 1 and block.tag != "other"):
+            attempt, reason = True, "unclosed"
+        log.append(f"block {len(log) + 1} ({block.tag or 'no tag'}, {len(block.body)} characters): "
+                   f"{reason} {verdict.message}")  # fmt: skip
+        reasons.add(reason)
+        if attempt:
+            counted.append((block.body, reason, verdict.tree))
+    if len(counted) > 1:
+        return Extraction(None, "many_blocks")
+    if not counted:
+        order = ("too_large", "syntax_error", "vacuous", "empty", "not_python")
+        return Extraction(None, next(reason for reason in order if reason in reasons))
+    body, reason, tree = counted[0]
+    if reason == "ok" and entry_point and not defines(tree, entry_point):
+        reason = "no_entry_point"
+    return Extraction(body if reason == "ok" else None, reason)
+
+
+def extract_best(text: str, entry_point: str | None, log: list) -> Extraction:
+    """What `strict` finds if that is a whole program; else the candidate with the highest score.
+
+    The thoughts are searched only where the answer has no candidate.
+    """
+    compiler, reason = Compiler(), ""
+    strict = extract_strict(text, entry_point, compiler, [])
+    piece = make_piece(strict.code, compiler) if strict.code is not None else None
+    if piece and piece.level == 2 and not piece.missing and not piece.cost:
+        log.append(f"the one program block won: {strict.code[:60]!r}")
+        return strict
+    for part in without_thoughts(text):
+        pieces = find_pieces(split_lines(part), entry_point, compiler)
+        pieces = [piece for piece in pieces + merges(pieces, compiler) if piece.effects]
+        ranked = sorted(pieces, key=lambda piece: score(piece, entry_point), reverse=True)
+        log += [explain(piece, ranked[0], entry_point) for piece in ranked]
+        if ranked and (not entry_point or defines(ranked[0].tree, entry_point)):
+            return Extraction(ranked[0].code, "ok")
+        reason = reason or ("no_entry_point" if ranked else "")
+    if strict.code is not None:  # the limits of the call were spent before the search came to it
+        return strict
+    return Extraction(None, reason or ("syntax_error" if strict.reason == "many_blocks" else strict.reason))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# is this text a program?
 
 
 class Verdict(NamedTuple):
@@ -57,12 +170,10 @@ class Verdict(NamedTuple):
     message: str = ""
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# is this text a program?
-
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # A tree that holds none of these does nothing: docstrings, constants, names, imports, `pass`.
-EFFECTS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Call, ast.Assign, ast.AugAssign, ast.NamedExpr,
-           ast.Delete, ast.Raise, ast.Assert, ast.Await, ast.Yield, ast.YieldFrom)  # fmt: skip
+EFFECTS = (*DEFINITIONS, ast.Call, ast.Assign, ast.AugAssign, ast.NamedExpr, ast.Delete, ast.Raise, ast.Assert,
+           ast.Await, ast.Yield, ast.YieldFrom)  # fmt: skip
 _warnings_lock = threading.Lock()  # catch_warnings swaps a global: two threads in it could leave warnings off for good
 
 
@@ -71,10 +182,9 @@ class Compiler:
 
     def __init__(self):
         self.attempts, self.chars, self.known = MAX_ATTEMPTS, MAX_COMPILED, {}
-        self.deadline = float("inf")
 
-    def exhausted(self) -> bool:
-        return self.attempts <= 0 or self.chars <= 0 or time.monotonic() > self.deadline
+    def spent(self) -> bool:
+        return self.attempts <= 0 or self.chars <= 0
 
     def check(self, source: str, parse_only=False) -> Verdict:
         """ok, empty, vacuous, syntax_error or too_large (also when the limits of the call are spent). Never raises.
@@ -89,18 +199,23 @@ class Compiler:
         if not source.strip():
             return Verdict("empty")
         if len(source) > MAX_SOURCE or len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE:
+            self.chars -= MAX_SOURCE // 16
             return Verdict("too_large")
-        if self.exhausted() or self.chars < len(source):
+        if self.spent() or self.chars < len(source):
             self.attempts = 0
             return Verdict("too_large", message="compile budget spent")
-        self.attempts, self.chars = self.attempts - 1, self.chars - len(source)
+        count = squared(source, parse_only)
+        self.attempts -= 1
+        self.chars -= len(source) + count**2 // 64  # so MAX_SQUARED costs as much as MAX_SOURCE
+        if count > MAX_SQUARED:
+            return Verdict("too_large")
         try:
             # An invalid escape in a string only warns, but under `python -W error` it would refuse the program.
             with _warnings_lock, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tree = ast.parse(source)
                 if not parse_only:
-                    if "finally" in source and emitted(tree.body) > MAX_CODEGEN:
+                    if emitted(tree)[0] > MAX_EMITTED:
                         return Verdict("too_large")
                     # ast.parse alone accepts `return` outside a function, `nonlocal` at the top, duplicate arguments
                     compile(source, "<response>", "exec", dont_inherit=True)
@@ -108,32 +223,38 @@ class Compiler:
             return Verdict("syntax_error", line=error.lineno or 0, message=error.msg or "")
         except (RecursionError, MemoryError):  # nested too deeply for the parser or the compiler
             return Verdict("too_large")
-        except (ValueError, OverflowError) as error:  # NUL characters, lone surrogates
+        except Exception as error:  # NUL characters, lone surrogates, and what another version of Python may raise
             return Verdict("syntax_error", message=str(error))
         if not parse_only and not any(isinstance(node, EFFECTS) for node in ast.walk(tree)):
             return Verdict("vacuous", tree)
         return Verdict("ok", tree)
 
 
-def emitted(body) -> int:
-    """Upper bound of the statements the compiler emits for `body`: it copies a `finally` suite to every way out.
+def squared(source: str, parse_only: bool) -> int:
+    """How many things `source` holds for which Python's time grows with the square of their number, never too few.
 
-    Two copies for the normal and the exceptional exit and one more for each return, break or continue in the `try`:
-    twenty nested levels are a million copies, so a page of source could take all memory before anything runs.
+    Fields of f-strings for the parser (before Python 3.12; a quarter each, they are cheaper), definitions and keyword
+    arguments for the compiler: 26,000 times `class A:0` compile in 20 s.
     """
-    total, pending = 0, [(statement, 1) for statement in body]
-    while pending and total <= MAX_CODEGEN:
-        statement, copies = pending.pop()
-        total += copies
-        finals = getattr(statement, "finalbody", None) or []
-        exits = (
-            2 + sum(isinstance(n, ast.Return | ast.Break | ast.Continue) for n in ast.walk(statement)) if finals else 0
-        )
-        for field in ("body", "orelse", "handlers", "cases"):
-            inner = getattr(statement, field, None)
-            pending += [(child, copies) for child in inner] if isinstance(inner, list) else []
-        pending += [(child, copies * exits) for child in finals]
-    return total
+    fields = source.count("{") // 4 if re.search(r"[fF][rR]?['\"]", source) else 0
+    return fields if parse_only else fields + len(re.findall(r"\b(?:def|class)\b|[(,]\s*\w+\s*=", source))
+
+
+def emitted(node) -> tuple[int, int]:
+    """(upper bound of the statements the compiler emits for `node`, ways out of it: return, break, continue).
+
+    A `finally` suite is copied to every way out of its `try`: twenty nested levels are a million copies, so a page of
+    source could take all memory before anything runs. Each `with` likewise adds its exit to every way out.
+    """
+    total, exits, copied = 1, int(isinstance(node, ast.Return | ast.Break | ast.Continue)), 0
+    for field, children in ast.iter_fields(node):
+        for child in children if isinstance(children, list) else ():
+            if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+                inner = emitted(child)
+                total, exits = total + inner[0], exits + inner[1]
+                copied += inner[0] if field == "finalbody" else 0
+    copied += len(node.items) if isinstance(node, ast.With | ast.AsyncWith) else 0
+    return total + copied * (1 + exits), exits
 
 
 def bound(body) -> set[str]:
@@ -141,7 +262,7 @@ def bound(body) -> set[str]:
     names, pending = set(), list(body)
     while pending:
         node = pending.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(node, DEFINITIONS):
             names.add(node.name)
         elif isinstance(node, ast.alias):
             names.add((node.asname or node.name).split(".")[0])
@@ -169,7 +290,7 @@ def defines(tree: ast.Module, entry_point: str) -> bool:
     return False
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # where are the fenced blocks?
 
 
@@ -181,10 +302,12 @@ class Block(NamedTuple):
     closed: bool
 
 
-FENCE = re.compile(r"([ \t>]*)(`{3,}|~{3,})[ \t]*([^`]*)$")  # Markdown: no backtick in the info string
-GLUED = re.compile(r"[ \t]*[\w+#.{}-]*[ \t]*$")  # what may follow a fence that opens behind prose on its line
-PYTHON = re.compile(r"\W*(?:lang(?:uage)?-|code[ _-])?(?:python|ipython|py)[\d._]*(?![\w+#/-])", re.IGNORECASE)
-THOUGHT = re.compile(r"<(/?)(think|thinking|thought|reasoning)>")
+# The expressions are unambiguous: none can try a long line in more ways than it has characters.
+FENCE = re.compile(r"((?:[ \t>]|[-*+] |\d{1,3}[.)] )*)(`{3,}|~{3,}(?!~))([^`]*)$")  # no backtick in the info string
+GLUED = re.compile(r"[\w+#.{}-]*$")  # what may follow a fence that opens behind prose on its line
+PYTHON = re.compile(r"\W*(?:lang(?:uage)?-|code[ _-])?(?:i?python|pypy|py)[\d._]*(?![\w+#/-])", re.IGNORECASE)
+FENCE_LINE = re.compile(r"^[ \t>]*(?:`{3,}|~{3,}(?!~))[^`\n]*$", re.MULTILINE)
+TAG = re.compile(r"(?<!['\"`])(</?(?:think|thinking|thought|reasoning)>)", re.IGNORECASE)
 
 
 def split_lines(text: str) -> list[str]:
@@ -192,177 +315,123 @@ def split_lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def without_thoughts(lines: list[str]) -> tuple[list[str], list[str]]:
-    """(answer, thoughts): `<think>` ... `</think>` taken out. One never closed lasts to the end (a cut response).
-
-    A first tag that closes belongs to a `<think>` in the prompt: everything before it is thought. A tag counts only
-    outside quotation marks and backticks and, to open, outside fenced blocks: programs may handle such tags themselves.
-    """
-    answer, thoughts, inside, fence, first = [], [], "", "", True
-    tags = 0
-    for line in lines:
-        mark = FENCE.match(line) if len(line) < MAX_FENCE_LINE and ("```" in line or "~~~" in line) else None
-        if mark and not inside:
-            fence = "" if fence and mark[2].startswith(fence) and not mark[3].strip() else fence or mark[2]
-        while "<" in line and tags < MAX_BLOCKS and (tag := THOUGHT.search(line)):
-            tags += 1
-            closing, before = tag[1] == "/", line[: tag.start()]
-            if inside:
-                if not (closing and tag[2] == inside):
-                    thoughts.append(line[: tag.end()])
-                    line = line[tag.end() :]
-                    continue
-                thoughts.append(before)
-                line, inside = line[tag.end() :], ""
-            elif any(quote in before for quote in "'\"`") or (fence and not (closing and first)):
-                break
-            elif closing:
-                if not first:
-                    break
-                thoughts, answer, fence, line = answer + [before], [], "", line[tag.end() :]
-            else:
-                answer.append(before)
-                line, inside = line[tag.end() :], tag[2]
-            first = False
-        (thoughts if inside else answer).append(line)
-    return answer, thoughts
+def fence_lines(lines: list[str]) -> list[int]:
+    return [i for i, line in enumerate(lines) if ("```" in line or "~~~" in line) and len(line) <= MAX_FENCE_LINE]
 
 
 def opener(line: str) -> tuple[str, str, str] | None:
     """(prefix, fence, info) if the line opens a block: a Markdown fence, or backticks that end a line of prose."""
-    if len(line) > MAX_FENCE_LINE or "```" not in line and "~~~" not in line:
-        return None
     if mark := FENCE.match(line):
         return mark[1], mark[2], mark[3].strip()
-    before, _, info = line.rpartition("```")
-    return ("", "```", info.strip()) if "`" not in before and GLUED.match(info) else None
+    before, fence, info = line.rpartition("```")
+    return ("", fence, info.strip()) if fence and "`" not in before and GLUED.match(info.strip()) else None
 
 
 def scan(lines: list[str], compiler: Compiler) -> list[Block]:
     """The fenced blocks of a text in order. Markdown decides, except where the syntax of the body knows better."""
-    blocks, i = [], 0
-    while i < len(lines) and len(blocks) < MAX_BLOCKS:
-        opening = opener(lines[i])
-        i += 1
-        if opening is None:
-            continue
-        prefix, fence, info = opening
-        tag = "python" if PYTHON.match(info) else "other" if info else ""
-        start, (end, closed, i) = i, find_end(lines, i, fence, prefix, tag, compiler)
-        body = dedented(lines[start : int(end)], prefix)
-        if isinstance(end, Cut):
-            body = body + "\n" + end.tail if body else end.tail
-        blocks.append(Block(tag, body, closed))
+    marks, blocks, after = fence_lines(lines), [], 0
+    for k, i in enumerate(marks):
+        if i >= after and opener(lines[i]) and not compiler.spent() and len(blocks) < MAX_BLOCKS:
+            block, after = read_block(lines, marks, k, compiler)
+            blocks.append(block)
     return blocks
 
 
-class Cut(int):
-    """The number of a line that ends a block in its middle; `tail` is the part of the line that is still code."""
-
-    tail = ""
-
-
-def dedented(lines: list[str], prefix: str) -> str:
-    """The body of a block without the indentation or the `>` of its opening fence (Markdown's rule)."""
-    if ">" in prefix:
-        lines = [re.sub(r"^[ \t]{0,3}> ?", "", line) for line in lines]
-        prefix = ""
-    width = len(prefix)
-    lines = [line[min(width, len(line) - len(line.lstrip(" \t"))) :] for line in lines] if width else lines
-    return "\n".join(lines).strip("\n")
-
-
-def find_end(lines, start, fence, prefix, tag, compiler):
-    """(line after the body, closed, line to scan on from) of the block whose body starts at `start`.
+def read_block(lines: list[str], marks: list[int], k: int, compiler: Compiler) -> tuple[Block, int]:
+    """(the block that opens on line `marks[k]`, the line to scan on from); `marks` as of fence_lines().
 
     The first bare fence of the same kind ends it, and so does another opening fence (the block was never closed). Two
     exceptions, both only when the program they give compiles: a fence inside a triple-quoted string does not end the
     block, and a fence at the end or the start of a line with other text does.
     """
-    fences, candidates = re.compile(r"[ \t>]*" + re.escape(fence) + fence[0] + r"*[ \t]*([^`]*)$"), []
-    for j in range(start, len(lines)):
-        if len(lines[j]) < MAX_FENCE_LINE and fence in lines[j] and (mark := fences.match(lines[j])):
-            bare = not mark[1].strip()
-            if bare or opener(lines[j]) and GLUED.match(mark[1]):
-                candidates.append((j, bare, j + 1 if bare else j))
-                if tag == "other" or len(candidates) == 9:
-                    break
-                verdict = compiler.check(dedented(lines[start:j], prefix)) if not compiler.exhausted() else None
-                if verdict and verdict.reason in ("ok", "vacuous"):
-                    return candidates[-1]
-                if not verdict or "triple-quoted" not in verdict.message:
-                    break
-    first = candidates[0] if candidates else (len(lines), False, len(lines))
-    if tag != "other":
-        for j in [j for j in range(start, min(first[0] + 1, len(lines))) if fence in lines[j]][:4]:
-            tail = lines[j].partition(fence)[0]
-            if not compiler.exhausted():
-                body = "\n".join(part for part in (dedented(lines[start:j], prefix), tail.strip() and tail) if part)
-                if compiler.check(body).reason == "ok":
-                    end = Cut(j)
-                    end.tail = tail if tail.strip() else ""
-                    return end, True, j + 1
+    prefix, fence, info = opener(lines[marks[k]])
+    tag, start = "python" if PYTHON.match(info) else "other" if info else "", marks[k] + 1
+    closing = re.compile(r"[ \t>]*" + re.escape(fence) + fence[0] + rf"*(?!{fence[0]})([^`]*)$")
+    inner = [j for j in marks[k + 1 : k + MAX_BLOCKS] if fence in lines[j]]
+    first, tries = None, 0
+    for j in [*inner, len(lines)]:
+        mark = closing.match(lines[j]) if j < len(lines) else None
+        if j == len(lines) or mark and GLUED.match(mark[1].strip()):
+            closed = bool(mark) and not mark[1].strip()
+            block, tries = Block(tag, dedented(lines[start:j], prefix), closed), tries + 1
+            first = first or (block, j + closed)
+            verdict = compiler.check(block.body) if tag != "other" else Verdict("not_python")
+            if verdict.tree:
+                return block, j + closed
+            if "triple-quoted" not in verdict.message or tries == 9:
+                break
+    for j in [j for j in inner if j <= first[1]][:4] if tag != "other" else []:
+        head = lines[j].partition(fence)[0]
+        body = dedented([*lines[start:j], *([head] if head.strip(" \t>") else [])], prefix)
+        if compiler.check(body).reason == "ok":
+            return Block(tag, body, True), j + 1
     return first
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# recover: candidates, repairs, and which one is best
+def dedented(lines: list[str], prefix: str) -> str:
+    """The body of a block without the indentation or the `>` of its opening fence (Markdown's rule)."""
+    if ">" in prefix:
+        return "\n".join(re.sub(r"^[ \t]{0,3}> ?", "", line) for line in lines).strip("\n")
+    width = len(prefix)
+    lines = [line[min(width, len(line) - len(line.lstrip(" \t"))) :] for line in lines] if width else lines
+    return "\n".join(lines).strip("\n")
 
 
-class Piece(NamedTuple):
-    """A candidate that compiles. `cost`: 0 as written, 1 repaired, 2 cut. `rank`: 2 tagged, 1 untagged, 0 bare."""
+def without_thoughts(text: str) -> tuple[str, str]:
+    """(answer, thoughts): `<think>` ... `</think>` taken out. One never closed lasts to the end (a cut response).
 
-    code: str
-    tree: ast.Module
-    cost: int
-    rank: int
-    order: int
+    A first tag that closes belongs to a `<think>` in the prompt: everything before it is thought. Programs may handle
+    such tags themselves: behind a quotation mark, or in a fenced block, a tag is text.
+    """
+    parts = TAG.split(text, maxsplit=MAX_TAGS)  # text, tag, text, tag, ..., text
+    answer, thoughts, inside, first = parts[0], "", "", True
+    fences = FENCE_LINE.findall(answer)
+    for tag, part in zip(parts[1::2], parts[2::2], strict=True):
+        name, closing, after = tag.strip("</>").lower(), tag.startswith("</"), FENCE_LINE.findall(part)
+        fenced = len(fences) % 2
+        goes_on = fenced and after and not after[0].strip(" \t>`~")  # the next fence ends the block that the tag is in
+        if inside:
+            inside = "" if closing and name == inside else inside
+        elif closing and first and not goes_on:
+            answer, thoughts, fences = "", answer, []
+        elif not closing and not fenced:
+            inside = name
+        else:
+            part = tag + part
+        if inside:
+            thoughts += part
+        else:
+            answer, fences = answer + part, fences + after
+        first = False
+    return answer, thoughts
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# recover: repairs
 
 
 PROMPT = re.compile(r"[ \t]*(?:>>>|\.\.\.|In \[\d+\]:|\.\.\.:)(?: |$)")
 NUMBER = re.compile(r"[ \t]*(\d+)(?:[ \t]*[:|.)])?(?=[ \t]|$)")
-SHELL = re.compile(r"[ \t]*(?:[%!?$]|(?:pip3?|conda) install )")
-# What a line of a program may begin with when no fence says where it begins.
-START = re.compile(
-    r"[ \t]*(?:@\w|[\"']{3}|#|(?:async )?def \w|class \w|import \w|from [\w.]+ import|print\(|[\w.]+\(.*\)|"
-    r"(?:if|for|while|with)\b.*:|try:|[\w.\[\], ]+ ?[-+*/%|&]?= ?\S|(?:>>>|In \[\d+\]:) )"
-)
+SHELL = re.compile(r"[ \t]*(?:%{1,2}[a-zA-Z]|[!$] ?[\w.]|\?\w|(?:pip3?|conda) install )")
+ENTITY = re.compile("&(lt|gt|amp|quot|#39);")
 TYPOGRAPHY = str.maketrans({
     "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2018": "'", "\u2019": "'",
-    "\u00a0": " ", "\u202f": " ", "\u3000": " ",
-    "\u2013": "-", "\u2212": "-", "\u200b": None, "\u200c": None, "\u200d": None, "\ufeff": None,
+    "\u00a0": " ", "\u202f": " ", "\u3000": " ", "\u2013": "-", "\u2212": "-",
+    "\u200b": None, "\u200c": None, "\u200d": None, "\ufeff": None, "\0": None,
 })  # fmt: skip
-STRING = re.compile(
-    r"\"{3}.*?(?:\"{3}|\Z)|'{3}.*?(?:'{3}|\Z)|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|#[^\n]*", re.DOTALL
-)
+# A string or comment that ends (kept), one that does not end on its line, or text without quotes: linear on any text.
+TOKENS = re.compile(r'''(?P<kept>"{3}.*?(?:"{3}|\Z)|'{3}.*?(?:'{3}|\Z)|"(?:\\[^\n]|[^"\\\n])*"|'''
+                    r'''\'(?:\\[^\n]|[^'\\\n])*'|#[^\n]*)|"[^\n]*|'[^\n]*|[^"'#]+''', re.DOTALL)  # fmt: skip
 
 
-def without_prompts(text: str) -> str:
-    """A session of the interpreter: its input lines without `>>>` and `...`, its output dropped."""
-    lines = text.split("\n")
-    if not any(PROMPT.match(line) and line.lstrip()[:3] in (">>>", "In ") for line in lines):
-        return text
-    return "\n".join(line[m.end() :] for line in lines if (m := PROMPT.match(line)))
+def plain(text: str) -> str:
+    """Typographic quotes and spaces and HTML entities made plain, outside what Python sees as a string or a comment."""
 
+    def change(token):
+        part = ENTITY.sub(lambda entity: html.unescape(entity[0]), token[0])
+        return token[0] if token["kept"] else part.translate(TYPOGRAPHY)
 
-def without_numbers(text: str) -> str:
-    """Line numbers in front of (nearly) every line removed, when they rise."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    found = [m for line in lines if (m := NUMBER.match(line))]
-    numbers = [int(m[1][:9]) for m in found]
-    if len(found) < 2 or len(found) < len(lines) or numbers != sorted(set(numbers)):
-        return text
-    rest = [line[m.end() :] for line, m in zip(lines, found, strict=True)]
-    return textwrap.dedent("\n".join(rest))
-
-
-def outside_strings(text: str) -> str:
-    """Typographic quotes, dashes and spaces made plain, except inside strings and comments that Python would see."""
-    out, at = [], 0
-    for string in STRING.finditer(text):
-        out += [text[at : string.start()].translate(TYPOGRAPHY), string[0]]
-        at = string.end()
-    return "".join(out) + text[at:].translate(TYPOGRAPHY)
+    return TOKENS.sub(change, text)
 
 
 def realigned(text: str) -> str:
@@ -373,27 +442,45 @@ def realigned(text: str) -> str:
     return textwrap.dedent(text)
 
 
-REPAIRS = (
+def without_prompts(text: str) -> str:
+    """A text that begins as a session of the interpreter: its input without `>>>` and `...`, its output dropped."""
+    if not PROMPT.match(text.lstrip("\n")):
+        return text
+    return "\n".join(line[m.end() :] for line in text.split("\n") if (m := PROMPT.match(line)))
+
+
+def without_numbers(text: str) -> str:
+    """Line numbers in front of every line removed, when they rise."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    found = [m for line in lines if (m := NUMBER.match(line))]
+    numbers = [int(m[1][:9]) for m in found]
+    if len(found) < 2 or len(found) < len(lines) or numbers != sorted(set(numbers)):
+        return text
+    return textwrap.dedent("\n".join(line[m.end() :] for line, m in zip(lines, found, strict=True)))
+
+
+REPAIRS = (  # each is applied to what the ones before it made, but the last two only where they make it compile
     realigned,
     without_prompts,
     without_numbers,
     lambda text: "\n".join(line for line in text.split("\n") if not SHELL.match(line)),
-    outside_strings,
-    html.unescape,
+    plain,
+    lambda text: re.sub(r"^[ \t]+", lambda indent: indent[0].expandtabs(4), text, flags=re.MULTILINE),
     lambda text: text.translate(TYPOGRAPHY),
 )
 
 
 def repaired(text: str, compiler: Compiler) -> tuple[str, int]:
-    """(text, cost) after the first repair that makes it compile; else (text after all but the last repair, 2)."""
-    reason = compiler.check(text).reason
-    if reason != "syntax_error":
-        return text, 0 if reason in ("ok", "vacuous") else 2
-    for repair in REPAIRS:
+    """(text, cost): cost 0 if it compiles as it is, 1 after repairs, 2 if it never does."""
+    original, text = text, plain(text) if ENTITY.search(text) else text  # `x &lt; 1` compiles, but is not meant
+    for repair in (str, *REPAIRS):
         changed = repair(text)
-        if changed != text and compiler.check(changed).reason in ("ok", "vacuous"):
-            return changed, 1
-        text = changed if repair is not REPAIRS[-1] else text
+        verdict = compiler.check(changed)
+        if verdict.tree:
+            return changed, int(changed != original)
+        if verdict.reason != "syntax_error":
+            break
+        text = changed if repair not in REPAIRS[-2:] else text
     return text, 2
 
 
@@ -406,273 +493,218 @@ def longest_prefix(text: str, compiler: Compiler) -> tuple[str, int]:
     lines = text.split("\n")
     end = len(lines)
     for _ in range(14):
-        if end <= 0 or compiler.exhausted():
-            break
         verdict = compiler.check("\n".join(lines[:end]))
-        if verdict.tree is not None:
+        if verdict.tree:
             return "\n".join(lines[:end]), end
         before = end
         end = min(end - 1, verdict.line - 1 if verdict.line else end // 2)
         if header := re.search(r"on line (\d+)$", verdict.message):  # a header whose suite is missing
             end = min(end, int(header[1]) - 1)
+        if "'except' or 'finally'" in verdict.message:  # go back to the `try`, not line by line
+            end = max((k for k in range(end) if lines[k].strip() == "try:"), default=end)
         while 0 < end < before and not lines[end - 1].strip():
             end -= 1
-        if "'except' or 'finally'" in verdict.message:  # go back to the `try`, not line by line
-            tries = [k for k in range(end) if lines[k].strip() == "try:"]
-            end = tries[-1] if tries else end
+        if end <= 0:
+            break
     return "", 0
 
 
-def without_prose(code: str, compiler: Compiler) -> Verdict | None:
-    """Trailing statements without effect (a word, `Note: this`) cut from a run of lines that no fence delimits."""
-    tree = compiler.check(code).tree
-    while tree and tree.body and not any(isinstance(n, EFFECTS)
-                                         or getattr(n, "value", 0) and isinstance(n, ast.AnnAssign)
-                                         for n in ast.walk(tree.body[-1])):  # fmt: skip
-        if isinstance(tree.body[-1], ast.Import | ast.ImportFrom):
-            break
-        code = "\n".join(code.split("\n")[: tree.body[-1].lineno - 1])
-        tree = compiler.check(code).tree
-    return code.strip("\n") if tree and compiler.check(code).reason == "ok" else ""
+# What a line of a program may begin with when no fence says where it begins.
+START = re.compile(
+    r"[ \t]*(?:@\w|[\"']{3}|#|(?:async )?def \w|class \w|import \w|from [\w.]+ import|print\(|[\w.]+\(.*\)|"
+    r"(?:if|for|while|with)\b.*:|try:|[\w.\[\], ]+ ?[-+*/%|&]?= ?\S|(?:>>>|In \[\d+\]:) )"
+)
 
 
-def runs(lines: list[str], compiler: Compiler, most=12) -> list[str]:
+def runs(text: str, compiler: Compiler, most=12) -> list[str]:
     """Maximal runs of lines that compile, from text where no fence (or a wrong one) marks the program."""
-    found, i, starts = [], 0, 0
-    while i < len(lines) and len(found) < most and starts < 4 * most and not compiler.exhausted():
+    lines, found, i, starts = text[-MAX_SOURCE:].split("\n"), [], 0, 0
+    while i < len(lines) and len(found) < most and starts < 4 * most and not compiler.spent():
         if not START.match(lines[i][:200]):
             i += 1
             continue
         starts += 1
-        indent = len(lines[i]) - len(lines[i].lstrip())
-        end, size = i, 0
-        while end < len(lines) and size < MAX_SOURCE // 4:
-            if lines[end].strip() and not lines[end][:indent].isspace() and indent:
-                break
-            size += len(lines[end]) + 1
-            end += 1
-        text = "\n".join(line[indent:] for line in lines[i:end])
-        code, used = longest_prefix(text if not PROMPT.match(text) else without_prompts(text), compiler)
-        if code := without_prose(code, compiler):
-            found.append(code)
+        indent, end, size = len(lines[i]) - len(lines[i].lstrip()), i, 0
+        while end < len(lines) and size < MAX_SOURCE // 8 and not (lines[end].strip() and lines[end][:indent].strip()):
+            size, end = size + len(lines[end]) + 1, end + 1
+        code, used = longest_prefix(without_prompts("\n".join(line[indent:] for line in lines[i:end])), compiler)
+        found += [code] if code else []
         i += max(1, used)
     return found
 
 
-def find_pieces(lines: list[str], compiler: Compiler) -> list[Piece]:
-    """Candidates in the order of the text: every block, repaired or cut; without any, runs of the whole text."""
+# ----------------------------------------------------------------------------------------------------------------------
+# recover: candidates, and which one is best
+
+
+class Piece(NamedTuple):
+    """A candidate that compiles. `level`: 2 a program, 1 a script that prints, 0 a stub, a test or a usage example.
+
+    `missing`: names that it reads and neither binds anywhere nor finds among the builtins. `cost`: 0 as written,
+    1 repaired, 2 cut. `rank`: 2 tagged as Python, 1 no tag, 0 bare or another tag. `order`: place in the text.
+    `effects`: false for imports alone, which are kept because other candidates may need them.
+    """
+
+    code: str
+    tree: ast.Module
+    effects: bool
+    level: int
+    missing: set[str]
+    cost: int
+    rank: int
+    order: float
+
+
+def make_piece(code: str, compiler: Compiler, cost=0, rank=2, order=0.0) -> Piece | None:
+    """`code` as a candidate, without the prose at its ends; None if it is none."""
+    verdict = compiler.check(code)
+    compiler.chars -= len(code)  # the walk below takes as long as compiling
+    if not verdict.tree or compiler.spent() or verdict.reason == "vacuous" and not bound(verdict.tree.body):
+        return None
+    loads, stores, star = set(), {*dir(builtins), "__name__", "__file__", "__class__", "stdin", "stdout"}, False
+    for node in ast.walk(verdict.tree):
+        if isinstance(node, ast.Name):
+            (loads if isinstance(node.ctx, ast.Load) else stores).add(node.id)
+        elif isinstance(node, ast.alias):
+            stores.add((node.asname or node.name).split(".")[0])
+            star = star or node.name == "*"
+        else:
+            stores |= {name for key in ("name", "arg", "rest") if isinstance(name := getattr(node, key, None), str)}
+            loads |= {node.attr} & {"stdin", "stdout"} if isinstance(node, ast.Attribute) else set()
+    missing = set() if star else loads - stores
+    if (trimmed := without_prose(code, verdict.tree, missing)) != code:
+        return make_piece(trimmed, compiler, max(cost, 1), rank, order)
+    whole = any(isinstance(n, DEFINITIONS) and not is_stub(n) and not is_test(n) for n in verdict.tree.body)
+    level = 2 if whole or loads & {"input", "stdin"} else int(bool(loads & {"print", "stdout"}) and not missing)
+    if not level and (rank == 0 or rank == 1 and cost == 2):
+        return None
+    return Piece(code, verdict.tree, verdict.reason == "ok", level, missing, cost, rank, order)
+
+
+def is_stub(node) -> bool:
+    """Only docstrings, `pass`, `...`, `raise NotImplementedError` and definitions of that: the prompt, echoed."""
+    if isinstance(node, ast.Raise):
+        raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return isinstance(raised, ast.Name) and raised.id == "NotImplementedError"
+    if isinstance(node, DEFINITIONS):
+        return all(is_stub(child) for child in node.body)
+    return isinstance(node, ast.Pass) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def is_test(node) -> bool:
+    """`class TestX` or `def test_x()`; with arguments it may well be what was asked for, `def test_prime(n)`."""
+    arguments = isinstance(node, ast.FunctionDef) and (node.args.args or node.args.vararg)
+    return node.name.lower().startswith("test") and not arguments
+
+
+def without_prose(code: str, tree: ast.Module, missing: set[str]) -> str:
+    """First and last statements that only name what nothing defines (`Done`, `Note: this`) are prose that parses."""
+
+    def prose(statement):
+        idle = isinstance(statement, ast.Expr) and not any(isinstance(n, EFFECTS) for n in ast.walk(statement))
+        idle = idle or isinstance(statement, ast.AnnAssign) and not statement.value
+        return idle and any(isinstance(n, ast.Name) and n.id in missing for n in ast.walk(statement))
+
+    first, last = 0, len(tree.body)
+    while first < last and prose(tree.body[first]):
+        first += 1
+    while first < last and prose(tree.body[last - 1]):
+        last -= 1
+    lines = code.split("\n")
+    start = tree.body[first - 1].end_lineno if first else 0
+    return "\n".join(lines[start : tree.body[last - 1].end_lineno if last < len(tree.body) else len(lines)])
+
+
+def find_pieces(lines: list[str], entry_point: str | None, compiler: Compiler) -> list[Piece]:
+    """Candidates in the order of the text: every block, repaired or cut; without a program in any, the whole text."""
     pieces = []
 
     def add(code, cost, rank):
-        verdict = compiler.check(code)
-        if verdict.reason == "ok" or verdict.tree and bound(verdict.tree.body):  # imports alone: only good to merge
-            pieces.append(Piece(code, verdict.tree, cost, rank, len(pieces)))
-        return verdict.reason == "ok"
+        piece = make_piece(code, compiler, cost, rank, len(pieces))
+        pieces.extend([piece] if piece else [])
+        return piece
+
+    def enough():
+        return any(piece.level == 2 and (not entry_point or defines(piece.tree, entry_point)) for piece in pieces)
 
     for block in scan(lines, compiler):
         rank = {"python": 2, "": 1, "other": 0}[block.tag]
         code, cost = repaired(block.body, compiler)
-        if not add(code, cost if block.closed else max(cost, 1), rank) and cost == 2:
-            for run in runs(code.split("\n"), compiler):
-                add(without_prose(run, compiler), 2, rank)
-    if not any(score(piece, None)[0] for piece in pieces):
-        text, cost = repaired("\n".join(lines), compiler)
         if cost < 2:
-            add(without_prose(text, compiler), cost, 0)
-        else:
-            for whole in ("\n".join(lines), text):
-                if not any(piece.cost == 2 and score(piece, None)[0] for piece in pieces):
-                    for run in runs(whole.split("\n"), compiler):
-                        add(run, 2, 0)
+            add(code, max(cost, int(not block.closed)), rank)
+        elif block.tag != "other" and compiler.check(block.body).reason == "syntax_error":
+            for run in runs(code, compiler):
+                add(run, 2, rank)
+    text = "\n".join(lines)
+    for span in re.findall(r"```(?:python|py)?([^`\n]+)```", text)[:8] if not enough() else []:
+        add(span.strip(), 1, 1)
+    if not enough():
+        code, cost = repaired(text, compiler)
+        for run in [code] if cost < 2 else runs(text, compiler):
+            add(run, cost, 0)
+        if not enough() and cost == 2 and code != text:
+            for run in runs(code, compiler):
+                add(run, 2, 0)
     return pieces
 
 
-def unresolved(tree: ast.Module) -> set[str]:
-    """Names that the program reads and neither binds anywhere nor finds among the builtins."""
-    loads, stores = set(), set(dir(builtins)) | {"__name__", "__file__", "__class__"}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (loads if isinstance(node.ctx, ast.Load) else stores).add(node.id)
-        elif isinstance(node, ast.alias):
-            if node.name == "*":
-                return set()
-            stores.add((node.asname or node.name).split(".")[0])
-        else:
-            stores |= {value for key in ("name", "arg", "rest") if isinstance(value := getattr(node, key, None), str)}
-    return loads - stores
+def merges(pieces: list[Piece], compiler: Compiler) -> list[Piece]:
+    """For each program that lacks names, and each bare `main()`: it behind the candidates that define the names."""
+    merged = []
+    for piece in pieces[-16:]:
+        need, chosen, own = piece.missing, [], {n.name for n in piece.tree.body if isinstance(n, DEFINITIONS)}
+        if not need or piece.level < 2 and not all(map(is_start, piece.tree.body)):
+            continue
+        for other in sorted(pieces, key=lambda p: (p.order > piece.order, abs(p.order - piece.order))):
+            names = bound(other.tree.body)
+            # one that defines the same functions is another version of this piece, not its complement
+            if names & need and not own & {n.name for n in other.tree.body if isinstance(n, DEFINITIONS)}:
+                chosen.append(other)
+                need = (need | other.missing) - set().union(*(bound(p.tree.body) for p in [*chosen, piece]))
+        chosen = [*sorted(chosen, key=lambda p: p.order), piece]
+        if len(chosen) > 1:
+            cost, rank = max(p.cost for p in chosen), min(p.rank for p in chosen)
+            order = max(p.order for p in chosen) + 0.5
+            merged.append(make_piece("\n\n".join(p.code for p in chosen), compiler, cost, rank, order))
+    return [piece for piece in merged if piece]
 
 
-def is_stub(node) -> bool:
-    """A function that is only a docstring, `pass`, `...` or `raise NotImplementedError`: the prompt, echoed."""
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
-        isinstance(child, ast.Pass)
-        or isinstance(child, ast.Expr)
-        and isinstance(child.value, ast.Constant)
-        or isinstance(child, ast.Raise)
-        and "NotImplemented" in ast.dump(child)
-        for child in node.body
-    )
+def is_start(node) -> bool:
+    """`main()`, also under `if __name__ == "__main__":`."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and isinstance(node.test.left, ast.Name):
+        return node.test.left.id == "__name__" and all(map(is_start, node.body))
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args and not call.keywords
+
+
+WHY = (
+    "does not define the entry point",
+    "is less of a program (a usage example, a test, a stub)",
+    "lacks names that it uses",
+    "is a stub or a method without its class",
+    "is repaired or cut",
+    "is in no Python fence",
+    "comes earlier",
+)
 
 
 def score(piece: Piece, entry_point: str | None) -> tuple:
-    """Larger is better: (useful, defines the entry point, resolved, whole, uncut, rank, order)."""
-    definitions = [
-        n for n in ast.walk(piece.tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    ]
-    reads = any(isinstance(n, ast.Name) and n.id == "input" or isinstance(n, ast.Attribute) and n.attr == "stdin"
-                for n in ast.walk(piece.tree))  # fmt: skip
-    useful = reads or any(not is_stub(n) and not n.name.lower().startswith("test") for n in definitions)
-    methods = any(
-        isinstance(n, ast.FunctionDef) and n.args.args and n.args.args[0].arg == "self" for n in piece.tree.body
-    )
-    return (
-        useful,
-        bool(entry_point) and defines(piece.tree, entry_point),
-        not unresolved(piece.tree),
-        not methods and not any(is_stub(n) for n in piece.tree.body),
-        -piece.cost,
-        piece.rank,
-        piece.order,
-    )
+    """Larger is better; what a smaller value means is in WHY."""
+    odd = any(isinstance(node, DEFINITIONS) and is_stub(node) or isinstance(node, ast.FunctionDef)
+              and node.args.args and node.args.args[0].arg == "self" for node in piece.tree.body)  # fmt: skip
+    entry = bool(entry_point) and defines(piece.tree, entry_point)
+    return entry, piece.level, not piece.missing, not odd, -piece.cost, piece.rank > 0, piece.order
 
 
-def merges(pieces: list[Piece], compiler: Compiler) -> list[Piece]:
-    """For each candidate that uses names it lacks (and is no mere usage example): it with those that define them."""
-    merged = []
-    for piece in pieces[-16:]:
-        need, chosen = unresolved(piece.tree), [piece]
-        if not need or not score(piece, None)[0] or compiler.exhausted():
-            continue
-        for other in [p for p in reversed(pieces) if p.order < piece.order] + [
-            p for p in pieces if p.order > piece.order
-        ]:
-            given = bound(other.tree.body) & need
-            if given:
-                chosen.append(other)
-                need = need - given | unresolved(other.tree) - set().union(*(bound(p.tree.body) for p in chosen))
-        chosen.sort(key=lambda p: p.order)
-        code = "\n\n".join(p.code for p in chosen)
-        verdict = compiler.check(code)
-        if len(chosen) > 1 and verdict.reason == "ok":
-            merged.append(
-                Piece(code, verdict.tree, max(p.cost for p in chosen), min(p.rank for p in chosen), piece.order)
-            )
-    return merged
+def explain(piece: Piece, best: Piece, entry_point: str | None) -> str:
+    """One line for a candidate: that it won, or the first respect in which it is worse than the best."""
+    pairs = zip(WHY, score(piece, entry_point), score(best, entry_point), strict=True)
+    why = next(("lost: it " + why for why, one, other in pairs if one != other), "won")
+    return f"candidate {piece.order + 1:g} {why}: {piece.code.strip()[:60]!r}"
 
 
-def describe(piece: Piece, entry_point: str | None) -> str:
-    useful, entry, resolved, whole, cost, rank, order = score(piece, entry_point)
-    faults = [] if useful else ["no program (stub, usage or test)"]
-    faults += ["does not define " + entry_point] if entry_point and not entry else []
-    faults += [] if resolved else ["lacks " + ", ".join(sorted(unresolved(piece.tree))[:4])]
-    faults += [] if whole else ["a method or a stub"]
-    faults += [["repaired"], ["cut"]][-cost - 1] if cost else []
-    return f"candidate {order + 1} ({['bare', 'no tag', 'python'][rank]}) " + ("; ".join(faults) or "complete")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# the modes
-
-RELEASED = re.compile(r"```(?:\w+)?\n(.*?)```", re.DOTALL)
-
-
-def extract_code(
-    text: str, mode: str = "strict", entry_point: str | None = None, log: list | None = None
-) -> Extraction:
-    """The program in `text`, or None and why not. Never raises for any string.
-
-    entry_point: `f` or `Solution.method` that the program must define (strict, recover); the other modes ignore it.
-    log: a list that receives one line for every candidate considered (strict, recover).
-    Errors: ValueError for an unknown mode (a mistake of the caller, not of the text).
-    Source of `paper` and `last`: the reward and evaluation code released with CodeScaler (arXiv 2602.17684). The size
-    limit is the one difference: above MAX_SOURCE, which no response of its 16384 tokens reaches, `paper` refuses.
-    """
-    if mode not in MODES:
-        raise ValueError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
-    if mode == "paper":
-        return extract_paper(text)
-    if mode == "last":
-        found = RELEASED.findall(text)
-        code = found[-1].strip() if found else ""
-        return Extraction(code, "ok") if code else Extraction(None, "empty" if found else no_match(text))
-    log = [] if log is None else log
-    return extract_strict(text, entry_point, log) if mode == "strict" else extract_best(text, entry_point, log)
-
-
-def no_match(text: str) -> str:
-    """Why the released expression found nothing."""
-    return "empty" if not text.strip() else "unclosed" if re.search(r"```\w*\n", text) else "no_block"
-
-
-def extract_paper(text: str) -> Extraction:
-    found = RELEASED.findall(text)
-    if len(found) != 1:
-        return Extraction(None, "many_blocks" if found else no_match(text))
-    code = found[0].strip()
-    reason = Compiler().check(code, parse_only=True).reason
-    return Extraction(code if reason == "ok" else None, reason)
-
-
-def extract_strict(text: str, entry_point: str | None, log: list, compiler=None) -> Extraction:
-    """Exactly one Python program block. Other languages, and untagged blocks that are no program, don't count."""
-    if not text.strip():
-        return Extraction(None, "empty")
-    compiler = compiler or Compiler()
-    answer, thoughts = without_thoughts(split_lines(text))
-    blocks = scan(answer, compiler)
-    if not blocks:
-        return Extraction(None, "unclosed" if thoughts and not "".join(answer).strip() else "no_block")
-    counted, refused = [], set()
-    for block in blocks:
-        verdict = compiler.check(block.body) if block.tag != "other" else Verdict("not_python")
-        reason = verdict.reason
-        # A block tagged as Python is an attempt even when it is broken: two attempts are not one answer.
-        attempt = reason == "ok" or block.tag == "python" and reason in ("syntax_error", "too_large")
-        if not block.closed and (attempt or len(blocks) == 1 and block.tag != "other"):
-            attempt, reason = True, "unclosed"
-        log.append(
-            f"block {len(log) + 1} ({block.tag or 'no tag'}, {len(block.body)} characters): {reason} {verdict.message}"
-        )
-        if attempt:
-            counted.append((block.body, reason, verdict.tree))
-        refused.add(reason)
-    if len(counted) > 1:
-        return Extraction(None, "many_blocks")
-    if not counted:
-        return Extraction(
-            None, next(r for r in ("too_large", "syntax_error", "vacuous", "empty", "not_python") if r in refused)
-        )
-    body, reason, tree = counted[0]
-    if reason == "ok" and entry_point and not defines(tree, entry_point):
-        reason = "no_entry_point"
-    return Extraction(body if reason == "ok" else None, reason)
-
-
-def extract_best(text: str, entry_point: str | None, log: list) -> Extraction:
-    """The candidate with the highest score, from the answer; from the thoughts only where the answer has none."""
-    compiler = Compiler()
-    compiler.deadline = time.monotonic() + MAX_SECONDS
-    strict = extract_strict(text, entry_point, [], compiler)
-    for lines in without_thoughts(split_lines(text)):
-        pieces = find_pieces(lines, compiler)
-        pieces += merges(pieces, compiler)
-        pieces = [piece for piece in pieces if compiler.check(piece.code).reason == "ok"]
-        ranked = sorted(pieces, key=lambda piece: score(piece, entry_point), reverse=True)
-        log += [
-            f"{'won ' if piece is ranked[0] else 'lost'} {describe(piece, entry_point)}: {piece.code.strip()[:60]!r}"
-            for piece in ranked
-        ]
-        if ranked and (not entry_point or defines(ranked[0].tree, entry_point)):
-            return Extraction(ranked[0].code, "ok")
-        if ranked:
-            strict = Extraction(None, "no_entry_point")
-    if strict.code is not None:  # the limits were spent before the scan came to it
-        return strict
-    return Extraction(None, "syntax_error" if strict.reason == "many_blocks" else strict.reason)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# command line, fuzzing, measurement
+# ----------------------------------------------------------------------------------------------------------------------
+# fuzzing, measurement, command line
 
 
 def hostile(rng: random.Random, programs: list[str]) -> str:
@@ -680,7 +712,8 @@ def hostile(rng: random.Random, programs: list[str]) -> str:
     parts = [
         "```", "```python\n", "\n```\n", "~~~", "<think>", "</think>", "\x00", "\ud800", "\f", "\t", "\r\n", "\u2028",
         '"""', "'", "\\", "(", "[", "{", "finally:", "try:\n", "lambda:", "not ", "- ", "\u201c", ">>> ", "1: ", "%x",
-        "if x:", "\n    ", "x = 1\n", "def f():\n", "return", "\\d", "é", "0x", "9" * 50, ":=", "*", "prose ",
+        "if x:", "\n    ", "x = 1\n", "def f():\n", "return", "\\d", "é", "0x", "9" * 50, ":=", "*", "prose ", "&lt;",
+        "\ufeff", "> ", "class A:0\n", "with a: ", "match x:\n", "async ", "f'{", "@a\n", ";", "main()\n", "Done\n",
     ]  # fmt: skip
     text = ""
     for _ in range(rng.randint(1, 12)):
@@ -701,13 +734,15 @@ def fuzz(count: int, seed: int = 0) -> dict:
     for _ in range(count):
         text = hostile(rng, programs)
         for mode in MODES:
-            start = time.perf_counter()
-            code, reason = extract_code(text, mode, rng.choice((None, "f", "Solution.f")))
-            slowest = max(slowest, time.perf_counter() - start)
+            start, entry_point = time.process_time(), rng.choice((None, "f", "Solution.f"))
+            code, reason = extract_code(text, mode, entry_point)
+            slowest = max(slowest, time.process_time() - start)
             tally[f"{mode} {reason}"] = tally.get(f"{mode} {reason}", 0) + 1
             assert reason in REASONS and (code is not None) == (reason == "ok"), (text, mode, code, reason)
             if code is not None and mode in ("strict", "recover"):
-                assert Compiler().check(code).reason == "ok", (text, mode, code)
+                verdict = Compiler().check(code)
+                assert verdict.reason == "ok", (text, mode, code)
+                assert not entry_point or defines(verdict.tree, entry_point), (text, mode, code)
     return {"slowest_s": round(slowest, 3), **dict(sorted(tally.items()))}
 
 
@@ -719,7 +754,6 @@ def garblings(code: str, rng: random.Random) -> dict[str, tuple[str, str]]:
     kept = cut.split("\n")
     while kept and Compiler().check("\n".join(kept)).tree is None:
         kept.pop()
-    indented = textwrap.indent(code, "    ")
     usage = "```python\nprint(solution_result)\n```"
     doctest = "\n".join(("... " if line[:1].isspace() else ">>> ") + line for line in lines)
     return {
@@ -731,64 +765,64 @@ def garblings(code: str, rng: random.Random) -> dict[str, tuple[str, str]]:
         "split in two blocks": (f"```python\n{lines[0]}\n```\nthen\n{fenced}", code),
         "unclosed": (f"Here:\n```python\n{code}", code),
         "no fence": (f"The function below does this.\n\n{code}\n\nIt runs in linear time.", code),
-        "indented, no fence": (f"The function:\n\n{indented}\n\nIt runs in linear time.", code),
+        "indented, no fence": (f"The function:\n\n{textwrap.indent(code, '    ')}\n\nIt runs in linear time.", code),
         "line numbers": ("```\n" + "\n".join(f"{n:3d}  {line}" for n, line in enumerate(lines, 1)) + "\n```", code),
         "doctest": (f"```python\n{doctest}\n```", code),
         "smart quotes": (fenced.replace('"', "\u201d").replace("'", "\u2019"), code),
         "prose in the fence": (f"```python\n{code}\n\nThis function returns the result.\n```", code),
         "magics": (f"```python\n%matplotlib inline\n!pip install numpy\n{code}\n```", code),
         "truncated": (f"Here:\n```python\n{cut}", "\n".join(kept)),
-    }  # fmt: skip
+    }
 
 
 def measure(path: str) -> None:
-    """For each kind of garbling: share of MBPP programs that come back, compared as syntax trees, per mode."""
+    """Prints the share of programs found, per mode: known ones garbled, compared as syntax trees, or real responses."""
     with open(path, encoding="utf-8") as file:
-        programs = ["\n".join(split_lines(json.loads(row)["code"])).strip("\n") for row in file]
-    hits, wrong, counts, seconds, calls = {}, {}, {}, dict.fromkeys(MODES, 0.0), 0
-    for number, code in enumerate(programs):
-        for kind, (text, truth) in garblings(code, random.Random(number)).items():
-            tree = Compiler().check(truth)
-            if tree.reason != "ok":
-                continue  # cut so early that nothing is left
+        rows = [json.loads(line) for line in file]
+    hits, wrong, counts, seconds = {}, dict.fromkeys(MODES, 0), {}, dict.fromkeys(MODES, 0.0)
+    for number, row in enumerate(rows):
+        if "code" in row:
+            cases = garblings("\n".join(split_lines(row["code"])).strip("\n"), random.Random(number))
+        else:
+            cases = {row.get("shape", "response"): (row["response"], None)}
+        for kind, (text, truth) in cases.items():
+            known = Compiler().check(truth) if truth is not None else None
+            if known and known.reason != "ok":
+                continue  # cut so early that no program is left
             counts[kind] = counts.get(kind, 0) + 1
-            calls += 1
             for mode in MODES:
                 start = time.perf_counter()
-                got = extract_code(text, mode).code
+                code = extract_code(text, mode).code
                 seconds[mode] += time.perf_counter() - start
-                back = got is not None and Compiler().check(got).tree
-                same = bool(back) and ast.dump(back) == ast.dump(tree.tree)
+                back = Compiler().check(code).tree if code is not None else None
+                same = back is not None and (known is None or ast.dump(back) == ast.dump(known.tree))
                 hits[kind, mode] = hits.get((kind, mode), 0) + same
-                wrong[mode] = wrong.get(mode, 0) + (got is not None and not same)
-    print(f"{'garbling':24}{'n':>6}" + "".join(f"{mode:>10}" for mode in MODES))
+                wrong[mode] += code is not None and not same
+    calls = sum(counts.values())
+    print(f"{'response':28}{'n':>6}" + "".join(f"{mode:>10}" for mode in MODES))
     for kind, n in counts.items():
-        print(f"{kind:24}{n:6}" + "".join(f"{hits[kind, mode] / n:10.3f}" for mode in MODES))
-    print(f"{'another program':30}" + "".join(f"{wrong[mode] / calls:10.3f}" for mode in MODES))
-    print(f"{'responses per second':30}" + "".join(f"{calls / seconds[mode]:10.0f}" for mode in MODES))
+        print(f"{kind:28}{n:6}" + "".join(f"{hits[kind, mode] / n:10.3f}" for mode in MODES))
+    print(f"{'another text or no program':34}" + "".join(f"{wrong[mode] / calls:10.3f}" for mode in MODES))
+    print(f"{'responses per second':34}" + "".join(f"{calls / seconds[mode]:10.0f}" for mode in MODES))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", nargs="?", default="-", help="a response; - is stdin")
-    parser.add_argument("--mode", choices=MODES, default="strict")
-    parser.add_argument("--entry-point", help="f or Solution.method that the program must define")
-    parser.add_argument("--explain", action="store_true", help="candidates and why each lost, on stderr")
-    parser.add_argument("--fuzz", type=int, metavar="N", help="run N hostile responses through every mode")
-    parser.add_argument(
-        "--measure", metavar="MBPP.jsonl", help="share of garbled programs that come back (rows with `code`)"
-    )
-    args = parser.parse_args()
-    if args.fuzz is not None:
-        print(json.dumps(fuzz(args.fuzz), indent=1))
-        return
+    args = parse_args(Args, positional="file")
+    if args.mode not in MODES:
+        raise UserError(f"mode {args.mode!r}: expected one of {', '.join(MODES)}; change --mode")
+    if args.fuzz:
+        return print(json.dumps(fuzz(args.fuzz), indent=1))
     try:
         if args.measure:
             return measure(args.measure)
-        raw = sys.stdin.buffer.read() if args.file == "-" else open(args.file, "rb").read()  # noqa: SIM115
+        if args.file == "-":
+            raw = sys.stdin.buffer.read()
+        else:
+            with open(args.file, "rb") as file:
+                raw = file.read()
     except (OSError, ValueError, KeyError) as error:
-        print(f"extract.py: {args.measure or args.file}: {error}", file=sys.stderr)
-        sys.exit(2)
+        wanted = "rows with `code` or `response`" if args.measure else "a text file"
+        raise UserError(f"{args.measure or args.file}: {error!r}; expected {wanted}") from error
     log: list[str] = []
     code, reason = extract_code(raw.decode("utf-8", "replace"), args.mode, args.entry_point, log)
     if args.explain:
@@ -800,4 +834,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

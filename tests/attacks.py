@@ -5,6 +5,7 @@ does not solve, to leave something behind, or to hurt the machine; the honest on
 The tests they run against are in `TESTS`.
 """
 # ruff: noqa: E501  (a program a line)
+# fmt: off
 
 SUM = {"kind": "stdin", "cases": [{"input": "3\n1 2 3\n", "output": "6\n"}, {"input": "2\n10 20\n", "output": "30\n"}]}
 ECHO = {"kind": "stdin", "cases": [{"input": "go\n", "output": "done\n"}]}
@@ -12,25 +13,30 @@ SECRET = {"kind": "stdin", "cases": [{"input": "go\n", "output": "SECRET_TOKEN_"
 ADD = {
     "kind": "call", "entry_point": "add",
     "cases": [{"args": [1, 2], "expected": 3}, {"args": [10, 20], "expected": 30}],
-}  # fmt: skip
+}
 LEAK = {"kind": "call", "entry_point": "add", "cases": [{"args": ["a", "b"], "expected": "SECRET_TOKEN_" + "5512091"}]}
 ASSERT = {
     "kind": "assert", "entry_point": "add",
     "cases": [{"assert": "assert add(1, 2) == 3"}, {"assert": "assert abs(add(10, 20) - 30) < 1e-6"}],
-}  # fmt: skip
+}
 CHECK = {
     "kind": "assert", "entry_point": "add",
     "cases": [{
         "check": "def check(candidate):\n    assert candidate(1, 2) == 3\n    xs = [3, 1]\n    assert sorted(xs) == [1, 3]\n"
         "    assert len([candidate(0, 0)]) == 1\n    assert abs(candidate(10, 20) - 30) < 1e-6\n"
     }],
-}  # fmt: skip
+}
 SWALLOW = {
     "kind": "assert", "entry_point": "add",
     "cases": [{"check": "def check(candidate):\n    try:\n        assert candidate(1, 2) == 3\n    except:\n        pass\n"}],
-}  # fmt: skip
+}
+CONTAINS = {"kind": "assert", "entry_point": "add", "cases": [{"assert": "assert 3 in add(1, 2)"}]}
+HELPER = {"kind": "assert", "entry_point": "add", "cases": [{"check": "def check(candidate):\n    assert value(candidate(1, 2)) == 0\n"}]}
+TWICE = {"kind": "assert", "entry_point": "add", "cases": [{"check": "def check(c):\n    assert c(c(1, 2), 3) == 6\n"}]}
+PRINTED = {"kind": "assert", "entry_point": "add", "cases": [{"check": "def check(c):\n    for i in range(40): print(c(1, 2))\n"}]}
 TESTS = {"sum": SUM, "echo": ECHO, "secret": SECRET, "call": ADD, "leak": LEAK, "assert": ASSERT, "check": CHECK,
-         "swallow": SWALLOW}  # fmt: skip
+         "swallow": SWALLOW, "contains": CONTAINS, "helper": HELPER, "twice": TWICE,
+         "printed": PRINTED}
 
 WRONG = ("wrong_answer", "runtime_error", "sandbox_violation")  # it lived, or a refusal ended it
 DEAD = (*WRONG, "timeout", "memory", "output_limit")
@@ -118,13 +124,13 @@ HOSTILE = [
     # --- forge the result
     ("forge_answer_file", "call", "import os\nfor m in (b'pass\\n', b'true\\n', b'[0, \"pass\", \"\"]\\n', b'{\"passed\": true}\\n'):\n"
      "    os.write(3, m)\ndef add(a, b): return 0", WRONG),
-    ("forge_tester_lines", "check", "import os, struct\nfor fd in (3, 4):\n"
-     "    os.write(fd, struct.pack('<I', 7) + b'\"ready\"' + b'[0, \"pass\", \"\"]\\n')\ndef add(a, b): return 0", WRONG),
-    ("answer_with_kept_object", "check", "import os, json, struct\ndef add(a, b):\n    m = json.dumps({'v': {'o': 0}}).encode()\n"
-     "    os.write(4, struct.pack('<I', len(m)) + m)\n    return 0", WRONG),
-    ("answer_garbage", "check", "import os\ndef add(a, b):\n    os.write(4, b'\\xff' * 64)\n    return 0", DEAD),
+    ("forge_tester_lines", "check", "import os\nfor fd in (3, 4):\n"
+     "    os.write(fd, b'\"ready\"\\n{\"report\": [\"pass\", \"\"]}\\n')\ndef add(a, b): return 0", WRONG),
+    ("answer_with_kept_object", "check", "import os, json\ndef add(a, b):\n    m = json.dumps({'v': {'o': 0}}).encode()\n"
+     "    os.write(3, m + b'\\n')\n    return 0", WRONG),
+    ("answer_garbage", "check", "import os\ndef add(a, b):\n    os.write(3, b'\\xff' * 64)\n    return 0", DEAD),
     ("dead_message", "check", "import os, struct\ndef add(a, b):\n    m = b'{\"dead\": true}'\n"
-     "    os.write(4, struct.pack('<I', len(m)) + m)\n    return 0", WRONG),
+     "    os.write(3, m + b'\\n')\n    return 0", WRONG),
     ("print_verdict", "sum", "print('{\"verdict\": \"pass\", \"passed\": true}')", WRONG),
     ("print_everything", "sum", "print(*range(100))", WRONG),
     ("truncated_prefix", "sum", "print('')", WRONG),
@@ -199,6 +205,68 @@ HOSTILE = [
     ("abort", "echo", "import os\nprint('done', flush=True)\nos.abort()", ("runtime_error",)),
     ("close_everything", "echo", "import os\nos.closerange(0, 1000)\nprint('done')", WRONG),
     ("self_seal", "echo", "import os\nos.ftruncate(1, 1 << 40)", ("output_limit",)),
+    # --- a second round, by what it found or nearly found
+    ("sigterm_handler_exit", "echo", 'import signal,os\nsignal.signal(15, lambda *a: os._exit(0))\nos.kill(os.getpid(), 15)', WRONG),
+    ("thread_exit", "check", 'import threading,os,time\ndef add(a, b):\n    threading.Thread(target=lambda: os._exit(0)).start(); time.sleep(1)', WRONG),
+    ("forge_harness_error", "echo", "import os\nos.write(2, b'cannot confine the program: OSError()')\nos._exit(96)", ("runtime_error",)),
+    ("forge_harness_error_call", "call", "import os\ndef add(a, b):\n    os.write(2, b'cannot confine the program: OSError()')\n    os._exit(96)", ("runtime_error",)),
+    ("forge_syntax", "echo", 'import os\nos._exit(97)', ("syntax_error",)),
+    ("newline_flood", "call", "import os\nb=b'xx\\n'*300000\nfor _ in range(17): os.write(3,b)\ndef add(a, b): return 0", DEAD),
+    ("patch_isinstance", "check", 'import builtins\nbuiltins.isinstance=lambda *a: True\nbuiltins.round=lambda *a: .75\nbuiltins.type=lambda *a: int\ndef add(a, b): return object()', WRONG),
+    ("patch_assertionerror", "check", 'import builtins\nclass X(Exception): pass\nbuiltins.AssertionError=X\ndef add(a, b): return 9', WRONG),
+    ("code_replace", "check", "import gc,types\nfor o in gc.get_objects():\n    if isinstance(o, types.FunctionType) and o.__name__ in ('check','run_tests','serve_calls','encode'):\n        o.__code__=(lambda *a,**k: 3).__code__\ndef add(a, b): return 5", WRONG),
+    ("leak_self_mem", "secret", "f=open('/proc/self/mem','rb',0)\nprint(f.read(10))", WRONG),
+    ("leak_ppid_fd", "secret", "import os\nhits=[]\nfor pid in (os.getppid(),1,2):\n  for d in range(64):\n    try:\n        with open(f'/proc/{pid}/fd/{d}','rb') as f: hits.append((pid,d,f.read(200)))\n    except OSError: pass\nimport re\nm=re.search('SECRET_'+'TOKEN_[0-9]+',repr(hits))\nprint(m and m.group(), hits)", WRONG),
+    ("leak_argv", "secret", 'import sys\nprint(sys.argv, sys.orig_argv, sys.flags)', WRONG),
+    ("leak_tb", "leak", 'import sys\ndef add(a, b):\n    try: 1/0\n    except ZeroDivisionError as e: t=e.__traceback__\n    return repr(t.tb_frame.f_back.f_locals)', WRONG),
+    ("forge_fds", "call", 'import os,json,struct\nfor fd in range(3,64):\n    for m in (b\'{"v": 3}\\n\', b\'pass\', b\'true\\n\'):\n        try: os.write(fd, m)\n        except OSError: pass\ndef add(a, b): return 0', WRONG),
+    ("forge_fds_framed", "check", 'import os,json,struct\ndef add(a, b):\n    m=b\'{"v": true}\'\n    for fd in range(3,64):\n        try: os.write(fd, m+b\'\\n\')\n        except OSError: pass\n    return 0', WRONG),
+    ("forge_object_str", "check", 'import os,json,struct\ndef add(a, b):\n    m=b\'{"v": {"o": "print"}}\'\n    for fd in (3,4):\n        try: os.write(fd, m+b\'\\n\')\n        except OSError: pass\n    return 0', WRONG),
+    ("huge_len_prefix", "check", "import os\ndef add(a, b):\n    for fd in (3,4):\n        try: os.write(fd, b'\\xff\\xff\\xff\\x7f')\n        except OSError: pass\n    return 3", DEAD),
+    ("shutdown_socket", "check", 'import socket\nfor fd in (3,4):\n    try: socket.socket(fileno=fd).shutdown(2)\n    except OSError: pass\ndef add(a, b): return a+b+1', WRONG),
+    ("signal_server_stop", "echo", "import os,signal\ntry: os.kill(os.getppid(), signal.SIGSTOP)\nexcept PermissionError: pass\nfor p in range(1,5):\n    try: os.kill(p,9); print('done')\n    except OSError: pass\n", WRONG),
+    ("tgkill_parent", "echo", "import ctypes,os\nl=ctypes.CDLL(None)\nprint('done' if l.syscall(234, os.getppid(), os.getppid(), 9)==0 else 'no')", WRONG),
+    ("tkill", "echo", "import ctypes,os\nprint('done' if ctypes.CDLL(None).syscall(200, os.getppid(), 0)==0 else 'no')", WRONG),
+    ("ptrace_traceme", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).ptrace(0,0,0,0)==0 else 'no')", WRONG),
+    ("pdeathsig_off", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).prctl(1,0,0,0,0)==0 else 'no')", WRONG),
+    ("setsid", "echo", "import os\nos.setsid(); print('done')", WRONG),
+    ("nice_parent", "echo", "import os\nos.nice(5); print('done')", WRONG),
+    ("oom_adj", "echo", "open('/proc/self/oom_score_adj','w').write('-1000'); print('done')", WRONG),
+    ("mem_swallowed", "echo", "try:\n    x=[0]*(1<<40)\nexcept MemoryError: pass\nprint('nope')", ("wrong_answer",)),
+    ("cpu_threads", "echo", 'import threading\ndef s():\n    while 1: pass\n[threading.Thread(target=s).start() for _ in range(8)]\ns()', ("timeout",)),
+    ("flood_ignore_xfsz", "echo", "import os,signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nwhile 1:\n    try: os.write(1,b'x'*65536)\n    except OSError: break\nos.ftruncate(1,0)\nos.lseek(1,0,0)\nprint('no')", DEAD),
+    ("stdin_write_flood", "echo", "import os\nwhile 1: os.write(0,b'x'*65536)", ("output_limit",)),
+    ("vfork", "echo", "import ctypes\nr=ctypes.CDLL(None).syscall(58)\nprint('done' if r>0 else 'no')", WRONG),
+    ("clone_process", "echo", "import ctypes\nr=ctypes.CDLL(None).syscall(56,17,0,0,0,0)\nimport os\nif r==0: os._exit(0)\nprint('done' if r>0 else 'no')", WRONG),
+    ("clone3", "echo", "import ctypes\nb=ctypes.create_string_buffer(88)\nr=ctypes.CDLL(None).syscall(435,b,88)\nprint('done' if r>=0 else 'no')", WRONG),
+    ("fork_thread", "echo", "import os,threading\ndef g():\n    os.fork()\n    print('done')\nt=threading.Thread(target=g);t.start();t.join()", WRONG),
+    ("execveat", "echo", "import ctypes\nr=ctypes.CDLL(None).syscall(322,-100,b'/bin/true',0,0,0)\nprint('done' if r==0 else 'no')", WRONG),
+    ("o_tmpfile", "echo", "import os\nfd=os.open('/tmp',os.O_TMPFILE|os.O_RDWR)\nos.write(fd,b'x')\nprint('done')", WRONG),
+    ("rename", "echo", "import os\nos.rename('/etc/hostname','/tmp/left_by_a_program'); print('done')", WRONG),
+    ("link", "echo", "import os\nos.link('/etc/passwd','/tmp/left_by_a_program'); print('done')", WRONG),
+    ("mkfifo", "echo", "import os\nos.mkfifo('/tmp/left_by_a_program'); print('done')", WRONG),
+    ("truncate_lib", "echo", "import os\nos.truncate(os.__file__, 0); print('done')", WRONG),
+    ("chdir_root", "echo", "import os\nos.chdir('/root'); print('done')", WRONG),
+    ("netlink", "echo", "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW); print('done')", WRONG),
+    ("keyctl", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(250,0,-3,0,0,0)>=0 else 'no')", WRONG),
+    ("bpf", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(321,0,0,0)>=0 else 'no')", WRONG),
+    ("perf", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(298,bytes(128),0,-1,-1,0)>=0 else 'no')", WRONG),
+    ("userfaultfd", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(323,0)>=0 else 'no')", WRONG),
+    ("inotify", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).inotify_init1(0)>=0 else 'no')", WRONG),
+    ("mq_open", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(240,b'x',66,384,0)>=0 else 'no')", WRONG),
+    ("int80", "echo", "import ctypes,mmap\nm=mmap.mmap(-1,4096,prot=7)\nm.write(bytes([0x53,0xb8,20,0,0,0,0xcd,0x80,0x5b,0xc3]))\nf=ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nprint('done' if f()>0 else 'no')", WRONG),
+    ("past_input", "sum", 'input();input();input()', ("runtime_error",)),
+    ("bin_output", "echo", "import os\nos.write(1,b'\\xff\\xfedone\\x00\\n')", WRONG),
+    ("closed_stdout_print", "echo", "import sys\nsys.stdout.close()\nprint('done')", ("runtime_error",)),
+    ("server_descriptors", "echo", "import os\nfor fd in range(64):\n    try: os.close(os.open(f'/proc/{os.getppid()}/fd/{fd}', os.O_RDWR | os.O_NONBLOCK)); print('done'); break\n    except OSError: pass", WRONG),
+    ("empty_line", "check", "import os\ndef add(a, b):\n    os.write(3, b'\\n')\n    return 0", WRONG),
+    ("contains_claim", "contains", "class A:\n    def __contains__(s, v): return True\n    def __iter__(s): return iter([])\ndef add(a, b): return A()", WRONG),
+    ("len_claim", "contains", "class A:\n    def __len__(s): return 3\ndef add(a, b): return A()", WRONG),
+    ("iterates_for_ever", "contains", "import itertools\ndef add(a, b): return itertools.repeat(0)", ("timeout",)),
+    ("helper_override", "helper", "def value(x): return 0\ndef add(a, b): return 99", ("unsupported",)),
+    ("chosen_unsupported", "twice", "import os\ndef add(a, b):\n    os.write(3, b'{\"v\": {\"o\": \"print\"}}\\n')\n    return 0", WRONG),
+    ("flood_through_the_test", "printed", "def add(a, b): return 'x' * (1 << 20)", DEAD),
+    ("patch_len", "call", "import builtins\nbuiltins.len = builtins.isinstance = builtins.type = None\ndef add(a, b): return 0", WRONG),
     # --- not a program
     ("not_python", "echo", "print('done'", ("syntax_error",)),
     ("null_byte", "echo", "print('done')\0", ("syntax_error",)),
@@ -264,4 +332,33 @@ HONEST = [
     ("assert_memo", "assert", "memo = {}\ndef add(a, b): return memo.setdefault((a, b), a + b)"),
     ("check_plain", "check", "def add(a, b): return a + b"),
     ("check_float", "check", "def add(a, b): return float(a + b)"),
-]  # fmt: skip
+    ("dev_stdin", "sum", "d=open('/dev/stdin').read().split()\nprint(sum(map(int,d[1:])))"),
+    ("dev_stdout", "sum", "n=int(input());a=list(map(int,input().split()))\nopen('/dev/stdout','w').write(str(sum(a)))"),
+    ("proc_self_fd0", "sum", "d=open('/proc/self/fd/0').read().split()\nprint(sum(map(int,d[1:])))"),
+    ("argv_guard", "sum", 'import sys\nif len(sys.argv)>1: sys.stdin=open(sys.argv[1])\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
+    ("devnull_write", "sum", "import sys,os\nsys.stderr=open(os.devnull,'w')\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
+    ("redirect_devnull", "sum", "import contextlib,os\nn=int(input());a=list(map(int,input().split()))\nwith open(os.devnull,'w') as f, contextlib.redirect_stdout(f): print('junk')\nprint(sum(a))"),
+    ("mmap_stdin", "sum", 'import mmap\nd=mmap.mmap(0,0,access=mmap.ACCESS_READ).read().split()\nprint(sum(map(int,d[1:])))'),
+    ("fileinput_raw", "sum", 'import fileinput\nL=[l for l in fileinput.input()]\nprint(sum(map(int,L[1].split())))'),
+    ("iter_input", "sum", "import sys\nL=[*iter(sys.stdin.readline,'')]\nprint(sum(map(int,L[1].split())))"),
+    ("readlines", "sum", 'import sys\nL=sys.stdin.readlines()\nprint(sum(map(int,L[1].split())))'),
+    ("bytesio", "sum", "import io,os,sys\ninput=io.BytesIO(os.read(0,os.fstat(0).st_size)).readline\nn=int(input());a=list(map(int,input().split()))\nsys.stdout.write(str(sum(a))+'\\n')"),
+    ("fastio_class", "sum", "\nimport os,sys\nfrom io import BytesIO, IOBase\nBUFSIZE=8192\nclass FastIO(IOBase):\n    newlines=0\n    def __init__(self,file):\n        self._fd=file.fileno(); self.buffer=BytesIO(); self.writable='x' in file.mode or 'r' not in file.mode\n        self.write=self.buffer.write if self.writable else None\n    def read(self):\n        while True:\n            b=os.read(self._fd,max(os.fstat(self._fd).st_size,BUFSIZE))\n            if not b: break\n            ptr=self.buffer.tell(); self.buffer.seek(0,2), self.buffer.write(b), self.buffer.seek(ptr)\n        self.newlines=0\n        return self.buffer.read()\n    def readline(self):\n        while self.newlines==0:\n            b=os.read(self._fd,max(os.fstat(self._fd).st_size,BUFSIZE)); self.newlines=b.count(b'\\n')+(not b)\n            ptr=self.buffer.tell(); self.buffer.seek(0,2), self.buffer.write(b), self.buffer.seek(ptr)\n        self.newlines-=1\n        return self.buffer.readline()\n    def flush(self):\n        if self.writable:\n            os.write(self._fd,self.buffer.getvalue()); self.buffer.truncate(0), self.buffer.seek(0)\nclass IOWrapper(IOBase):\n    def __init__(self,file):\n        self.buffer=FastIO(file); self.flush=self.buffer.flush; self.writable=self.buffer.writable\n        self.write=lambda s:self.buffer.write(s.encode('ascii'))\n        self.read=lambda:self.buffer.read().decode('ascii')\n        self.readline=lambda:self.buffer.readline().decode('ascii')\nsys.stdin,sys.stdout=IOWrapper(sys.stdin),IOWrapper(sys.stdout)\ninput=lambda:sys.stdin.readline().rstrip('\\r\\n')\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))\n"),
+    ("stdout_none_err", "sum", 'n=int(input());a=list(map(int,input().split()))\nimport sys\nsys.stderr.close()\nprint(sum(a))'),
+    ("warnings", "sum", "import warnings\nwarnings.warn('x')\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
+    ("traceback_print", "sum", 'import traceback\ntry: 1/0\nexcept Exception: traceback.print_exc()\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
+    ("typing_generic", "sum", "from typing import *\nT=TypeVar('T')\nclass S(Generic[T]):\n    def __init__(self)->None: self.v: List[T]=[]\nn=int(input());a=list(map(int,input().split()))\ns: S[int]=S()\ns.v+=a\nprint(sum(s.v))"),
+    ("walrus_match", "sum", 'n=int(input());a=list(map(int,input().split()))\nmatch a:\n    case [x,*r]:\n        if (s:=x+sum(r)): print(s)'),
+    ("numpy_absent", "sum", 'try: import nosuchmodule_xyz as np\nexcept ImportError: np=None\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
+    ("sqlite_memory", "sum", "import sqlite3\nc=sqlite3.connect(':memory:')\nn=int(input());a=list(map(int,input().split()))\nprint(c.execute('select '+'+'.join(map(str,a))).fetchone()[0])"),
+    ("platform", "sum", 'import platform\nplatform.python_version();platform.system();platform.platform()\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
+    ("time_alarm", "sum", 'import signal,time\nsignal.signal(signal.SIGALRM,lambda *a: None)\nsignal.alarm(5)\ntime.sleep(0.01)\nsignal.alarm(0)\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
+    ("daemon_thread", "sum", 'import threading,time\nthreading.Thread(target=time.sleep,args=(50,),daemon=True).start()\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
+    ("memory_300mb", "sum", 'x=bytearray(300<<20)\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
+    ("stringio_swap", "sum", 'import io,sys\nb=io.StringIO()\no=sys.stdout\nsys.stdout=b\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))\nsys.stdout=o\nprint(b.getvalue())'),
+    ("stdout_left_wrapped", "sum", "import io,sys\nsys.stdout=io.TextIOWrapper(open(1,'wb',0),write_through=True)\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
+    ("stdin_rewrap", "sum", "import io,sys\nsys.stdin=io.TextIOWrapper(sys.stdin.buffer,encoding='utf-8')\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
+    ("seek_stdin", "sum", 'import sys\nsys.stdin.read();sys.stdin.seek(0)\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
+    ("exec_inner", "sum", "exec('''n=int(input());a=list(map(int,input().split()))\nprint(sum(a))''')"),
+    ("try_open_input", "sum", "import sys\ntry: sys.stdin=open('input.txt');sys.stdout=open('output.txt','w')\nexcept: pass\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
+]

@@ -1,11 +1,12 @@
 # ruff: noqa: E501  (rows of a table)
 """extract.py: one row a behaviour, then properties that hold for every string. Nothing is downloaded.
 
-pytest tests/test_extract.py                # about 15 s
+pytest tests/test_extract.py                # about 30 s
 pytest tests/test_extract.py -m slow        # 2,000 hostile texts through every mode
 """
 
 import ast
+import json
 import random
 import re
 import subprocess
@@ -30,6 +31,7 @@ def fence(code, tag="python", mark="```"):
 DOC = f'def f(x):\n    """Example:\n\n    {fence("f(1)")}\n    """\n    return x + 1'
 DOC_INDENTED = DOC.replace("\nf(1)\n```", "\n    f(1)\n    ```")
 STUB = 'def f(x):\n    """Adds one."""'
+DOCTEST = 'def f(x):\n    """Adds one.\n\n    >>> f(1)\n    2\n    """\n    return x + 1'
 CUT = "def f(x):\n    y = x\n    return y\n\ndef g(x):\n    z = (x +"
 
 # (name, response, mode, expected): expected is the program (has a newline, a space or a bracket) or the reason.
@@ -70,6 +72,12 @@ TABLE = [
     ("strict long fence around a short one", fence(DOC_INDENTED, mark="````"), "strict", DOC_INDENTED),
     ("strict unclosed", "```python\n" + F, "strict", "unclosed"),
     ("strict stray fence after the block", fence(F) + "\n```\n", "strict", F),
+    ("strict fence in a list item", "1. ```python\n   def f(x):\n       return x + 1\n   ```", "strict", F),
+    ("strict end token behind the fence", f"```python\n{F}\n```<|im_end|>", "strict", F),
+    ("strict backticks in a comment", fence("x = 1\n# ends ```\n" + F), "strict", "x = 1\n# ends ```\n" + F),
+    ("strict quoted fence with an empty line", "> ```python\n> x = 1\n>\n> y = x\n> ```", "strict", "x = 1\n\ny = x"),
+    ("strict shorter fence does not close", f"`````python\n{F}\n```", "strict", "unclosed"),
+    ("strict block of another language before it", f"```c\nint x;\n```\n{fence(F)}", "strict", F),
     # strict: which blocks count
     ("strict empty", " \n", "strict", "empty"),
     ("strict no fence", F, "strict", "no_block"),
@@ -82,6 +90,12 @@ TABLE = [
     ("strict thought never closed", f"<think>\n{fence(F)}", "strict", "unclosed"),
     ("strict tags in the program", fence("a = '<think>'\nb = '</think>'\n" + F), "strict",
      "a = '<think>'\nb = '</think>'\n" + F),
+    ("strict closing tag in a string", fence('P = """\n</think>\n"""\n' + F), "strict", 'P = """\n</think>\n"""\n' + F),
+    ("strict closing tag in a comment", fence("# </think> ends\n" + F), "strict", "# </think> ends\n" + F),
+    ("strict unclosed fence in thoughts", f"```python\nx = (\n</think>\n{fence(F)}", "strict", F),
+    ("strict tags in capitals", f"<THINK>\n{fence(USE)}\n</THINK>\n{fence(F)}", "strict", F),
+    ("strict thoughts on one line", f"<think>hm</think>{fence(F)}", "strict", F),
+    ("strict two thoughts", f"<think>a</think>b\n<think>\n{fence(USE)}\n</think>\n{fence(F)}", "strict", F),
     ("strict lone return", fence("return 1"), "strict", "syntax_error"),
     ("strict Python 2", fence("print 1"), "strict", "syntax_error"),
     *[(f"strict vacuous {code!r}", fence(code), "strict", "vacuous") for code in
@@ -118,6 +132,42 @@ TABLE = [
     ("recover the stub comes last", fence(F) + "\n" + fence("def f(x):\n    pass"), "recover", F),
     ("recover wrong tag", fence(F, "text"), "recover", F),
     ("recover from thoughts only", f"<think>\n{fence(F)}", "recover", F),
+    ("recover a helper that comes after", fence("def g(x):\n    return f(f(x))") + "\nwhere\n" + fence(F), "recover",
+     F + "\n\ndef g(x):\n    return f(f(x))"),
+    ("recover a call of main", fence("def main():\n    print(input())") + "\nRun it:\n" + fence("main()"), "recover",
+     "def main():\n    print(input())\n\nmain()"),
+    ("recover a second version is no helper", fence("def f(x):\n    return g(x)") + "\nbetter\n" + fence(
+        "def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"), "recover",
+     "def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"),
+    ("recover the last even without a tag", fence(F) + "\nno:\n" + fence(F.replace("1", "2"), ""), "recover",
+     F.replace("1", "2")),
+    ("recover a word above bare code", "Answer\n" + F, "recover", F),
+    ("recover a word below bare code", F + "\nDone", "recover", F),
+    ("recover a note that parses", fence(F + "\n\nNote: this"), "recover", F),
+    ("recover examples stay in the docstring", fence(DOCTEST + "\nThis is it."), "recover", DOCTEST),
+    ("recover examples stay in a bare docstring", "Ok:\n" + DOCTEST + "\nThis is it.", "recover", DOCTEST),
+    ("recover a class of stubs comes last", fence("class Solution:\n    def f(self):\n        return 1") + "\n" + fence(
+        "class Solution:\n    def f(self):\n        pass"), "recover", "class Solution:\n    def f(self):\n        return 1"),
+    ("recover tests in a class", fence(F) + "\n" + fence(
+        "class TestF:\n    def setup(self):\n        self.x = 1\n    def test_f(self):\n        assert f(1) == 2"),
+     "recover", F),
+    ("recover a function that only sounds like a test", "So:\n\ndef test_prime(n):\n    return n == 2\n\nDone now.",
+     "recover", "def test_prime(n):\n    return n == 2"),
+    ("recover entities that compile", fence("def f(x):\n    return x &lt; 1"), "recover", "def f(x):\n    return x < 1"),
+    ("recover entities in strings stay", fence("def f(x):\n    return '&lt;' if x &lt; 1 else 2"), "recover",
+     "def f(x):\n    return '&lt;' if x < 1 else 2"),
+    ("recover smart quotes in strings stay", fence('def f(x):\n\u00a0\u00a0return "it\u2019s \u201cx\u201d"'), "recover",
+     'def f(x):\n  return "it\u2019s \u201cx\u201d"'),
+    ("recover tabs and spaces", fence("def f(x):\n\ty = x\n    return y"), "recover", "def f(x):\n    y = x\n    return y"),
+    ("recover tabs in a string stay", fence('def f(x):\n  return """\n\tx"""\n\nThat is it.'), "recover",
+     'def f(x):\n  return """\n\tx"""'),
+    ("recover code between backticks on one line", "Use ```print(input()[::-1])``` for it.", "recover",
+     "print(input()[::-1])"),
+    ("recover statements that no fence marks", "n = int(input())\nprint(n * 2)\nThis doubles.", "recover",
+     "n = int(input())\nprint(n * 2)"),
+    ("recover one line of Java is no program", fence("int x;\nlist.add(x);", "java"), "recover", "not_python"),
+    ("recover a setting in prose is no program", "Set\nspark.memory.fraction=0.75\nto mend it.", "recover", "no_block"),
+    ("recover does not cut what is too large", fence("x = 1\n" * 60_000), "recover", "too_large"),
     ("recover prose", "I think that is correct: well done.\nYes\nno", "recover", "no_block"),
     ("recover Java", fence("public class A { int x; }", "java"), "recover", "not_python"),
     ("recover nothing", "", "recover", "empty"),
@@ -198,6 +248,15 @@ HUGE = {
     "sum": fence("x = " + "+".join("1" * 60_000)), "attributes": fence("x = a" + ".b" * 60_000),
     "finally": fence(nested_finally(19)), "opening fences": "```python\n" * 300_000, "code": (F + "\n") * 120_000,
     "prose": "if you can see this: well, no.\n" * 100_000, "quotes": '"' * 3_000_000, "escapes": fence("x = '\\d'"),
+    # one compilation each takes 20 s, 5 s and 3 s without the limit of squared(), and the next ones minutes in emitted()
+    "classes": fence("class A:0\n" * 26_000), "fields": fence("x = f'" + "{x}" * 80_000 + "'"),
+    "keywords": fence("f(" + ", ".join(f"a{i}=1" for i in range(20_000)) + ")"), "nested": fence(nested_finally(90)),
+    "returns": fence("def f():\n try:\n  " + "return;" * 18_000 + "\n finally:\n  " + "x;" * 18_000),
+    # lines that an ambiguous expression would try in exponentially or quadratically many ways
+    "bullets": ("-  " * 320 + "x```\n") * 3000, "tildes": "~" * 3_000_000 + "`\n<think>", "tildes2": ("~" * 990 + "`\n") * 3000,
+    "open strings": fence("x = (\n" + '\\"\\\n' * 60_000), "glued fences": "x = 1 ```\n" * 300_000,
+    "tags": "<think>\n</think>\n```python\n" * 110_000, "lines": "\n" * 3_000_000 + "x</think>" * 64,
+    "statements": (fence("x\n" * 130_000) + "\n") * 10, "comparisons": "a<b<c<d;x=1;" * 240_000,
     "blocks": (fence(F) + "\n") * 80_000, "triple quotes": fence('"""\n') * 100_000, "thoughts": "<think>" * 400_000,
 }  # fmt: skip
 
@@ -210,13 +269,29 @@ def test_huge_texts_end_soon(name):
         assert time.process_time() - start < 8  # 5 s is the aim; the margin is for slow processors
 
 
+def test_a_slow_clock_changes_nothing(monkeypatch):
+    text = "\n".join(fence(f"def f{i}(x):\n    return f{i + 1}(x)\n" + "Now this.\n" * (i % 3)) for i in range(40))
+    before = [extract_code(text, mode) for mode in MODES]
+    now = iter(range(0, 10**9, 1000))
+    for name in ("time", "monotonic", "perf_counter", "process_time"):
+        monkeypatch.setattr(time, name, lambda: next(now))
+    assert [extract_code(text, mode) for mode in MODES] == before
+
+
+def test_paper_knows_no_limit_but_those_of_the_parser():
+    code = "class A:0\n" * 20_000
+    assert extract_code(fence(code), "paper").code == code.strip()
+    assert extract_code(fence(code), "strict").reason == "too_large"
+
+
 def test_attempts_and_size_are_limited(monkeypatch):
     compiled = []
     check = Compiler._check
     monkeypatch.setattr(Compiler, "_check", lambda self, *a: (compiled.append(self), check(self, *a))[1])
     extract_code((F + " x\n") * 5_000, "recover")
     assert len(set(compiled)) == 1  # one budget a call, and it is not overdrawn
-    assert all(compiler.attempts >= 0 and compiler.chars >= 0 for compiler in compiled)
+    assert all(compiler.attempts >= 0 for compiler in compiled)
+    assert extract.MAX_ATTEMPTS <= 64 and extract.MAX_COMPILED <= 4 * 2**20
 
 
 def test_warnings_do_not_refuse_a_program():
@@ -257,6 +332,21 @@ def test_command_line(tmp_path):
     assert (ok.returncode, ok.stdout) == (0, F + "\n") and "won" in ok.stderr and "usage" in ok.stderr
     refused = run(text=path.read_text())
     assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", "many_blocks\n")
+    unknown = run("--mode", "lenient", str(path))
+    assert unknown.returncode == 2 and "lenient" in unknown.stderr and "--mode" in unknown.stderr
     missing = run(str(tmp_path / "none.txt"))
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "none.txt" in missing.stderr
     assert run("--entry-point", "g", "-", text=fence(F)).stderr == "no_entry_point\n"
+
+
+def test_measure_counts_known_programs_and_real_responses(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"code": F}, {"response": fence(F), "shape": "one_block"}, {"response": "No.", "shape": "prose"}]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    lines = {line[:28].strip(): line[28:].split() for line in run("--measure", str(path)).stdout.splitlines()}
+    assert lines["doctest"] == ["1", "0.000", "0.000", "0.000", "1.000"]
+    assert lines["one_block"] == ["1", "1.000", "1.000", "1.000", "1.000"]
+    assert lines["prose"] == ["1", "0.000", "0.000", "0.000", "0.000"]
+    path.write_text('{"text": 1}')
+    refused = run("--measure", str(path))
+    assert refused.returncode == 2 and "`response`" in refused.stderr and refused.stderr.count("\n") == 1

@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import attacks
@@ -31,7 +34,7 @@ def make(level="strict", **kw):
 
 @pytest.fixture(scope="module")
 def sb():
-    with make() as box:
+    with make(workers=4) as box:  # more than cores: most attacks that time out only wait
         yield box
 
 
@@ -171,6 +174,7 @@ def test_output_options():
 
 
 PLAIN_VALUES = [
+    deque([1, (2,)]), range(3, 9, 2), Fraction(1, 3), Decimal("1.50"),
     None, True, 0, -5, 2**70, -(2**70), 1.5, INF, "", "\ud800 x", b"\0\xff", [1, [2]], (1, (2,)), {1: "a", "b": (3,)},
     {1, "a"}, 1 + 2j, {(1, 2): [3]}, [], {}, set(), (),
 ]  # fmt: skip
@@ -186,7 +190,8 @@ def test_encode_worked_example():
     assert sandbox.encode((1, {2: "x"})) == {"t": [1, {"d": [[2, "x"]]}]}
 
 
-@pytest.mark.parametrize("bad", [{}, {"x": 1}, {"t": 1}, {"a": 1, "b": 2}, {"d": [[1]]}, {"i": "z"}, {"s": [[1]]}])
+@pytest.mark.parametrize("bad", [{}, {"x": 1}, {"t": 1}, {"a": 1, "b": 2}, {"d": [[1]]}, {"i": "z"}, {"s": [[1]]},
+                                 {"R": ["Fraction", {"t": ["1e999999999"]}]}, {"R": ["os", {"t": []}]}])  # fmt: skip
 def test_a_forged_value_is_refused(bad):
     with pytest.raises((ValueError, TypeError, KeyError)):
         sandbox.decode(bad)
@@ -302,6 +307,21 @@ ASSERT_ROWS = [  # program, test line, does it pass: the line means what it mean
     ("def f(x): raise KeyError('k')", "try:\n    f(0)\n    assert False\nexcept KeyError:\n    pass", True),
     ("class E(ValueError): pass\ndef f(x): raise E('k')",
      "try:\n    f(0)\n    assert 0\nexcept ValueError as e:\n    assert str(e) == 'k'", True),
+    ("def f(n):\n    for i in range(n): yield i", "assert list(f(3)) == [0, 1, 2]", True),
+    ("def f(n): return map(abs, [-1, n])", "assert sorted(f(3)) == [1, 3] and sum(f(3)) == 4", True),
+    ("def f(n): return range(n)", "assert f(3) == range(3) and list(f(3)) == [0, 1, 2]", True),
+    ("from collections import deque\ndef f(n): return deque([n])",
+     "from collections import deque\nassert f(3) == deque([3])", True),
+    ("from fractions import Fraction\ndef f(n): return 1 / n",
+     "from fractions import Fraction as F\nassert f(F(3, 2)) == F(2, 3)", True),
+    ("from decimal import Decimal\ndef f(n): return Decimal(n) / 10",
+     "from decimal import Decimal\nassert f(3) == Decimal('0.3')", True),
+    ("class S:\n    def __init__(s): s.v = []\n    def push(s, x): s.v.append(x)\n    def __len__(s): return len(s.v)",
+     "s = S()\ns.push(4)\nassert len(s) == 1 and s.v[0] == 4", True),
+    ("def g(x): return 2 * x\ndef f(h, x): return h(x)", "assert f(g, 2) == 4", True),
+    ("def f(x): x.sort()", "x = [2, 1]\nf(x=x)\nassert x == [1, 2]", True),
+    ("class P: pass\ndef f(x): return [P()] * 2", "a, b = f(0)\nassert a == b", True),
+    ("class P:\n    def __eq__(s, o): return True\ndef f(x): return P()", "assert f(0) == 3", False),
 ]  # fmt: skip
 
 
@@ -363,6 +383,17 @@ def test_tests_object_of_any_class(sb):
 
 
 # --- public formats
+
+
+def test_a_helper_of_the_check_comes_from_the_setup(sb):
+    """HumanEval/32 judges a root with `poly`, which its prompt defines; the program's own `poly` must not be asked."""
+    check = "def check(candidate):\n    assert abs(poly(candidate(6), 6)) < 1e-6"
+    tests = {"kind": "assert", "entry_point": "root", "cases": [{"check": check}]}
+    cheat = "def poly(x, n): return 0\ndef root(n): return 99"
+    assert sb.run(cheat, tests).verdicts == ["unsupported"]
+    tests["setup"] = "def poly(x, n): return 2 * x - n"
+    assert sb.run(cheat, tests).verdicts == ["wrong_answer"]
+    assert sb.run("def root(n): return n / 2", tests).passed
 
 
 def test_humaneval_row(sb):
@@ -686,15 +717,29 @@ def test_user_errors_are_one_line(tmp_path):
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
 
 
-def test_a_set_of_colliding_numbers_does_not_stall_the_caller(sb):
-    code = "P = 2 ** 61 - 1\ndef f(x): return [P * i for i in range(400000)]\n"
-    code += 'import json\njson.dumps = None\ndef g(x):\n    import os\n    os.write(3, b\'{"v":{"s":[\')\n'
-    code += (
-        "    os.write(3, b','.join(b'{\"i\":\"%x\"}' % (P * i) for i in range(300000)) + b']}}\\n')\n    return {1}\n"
-    )
+@pytest.mark.parametrize("shape", ['{"v":{"s":[%s]}}', '{"v":{"d":[[%s,1]]}}'])
+def test_colliding_numbers_do_not_stall_the_caller(sb, shape):
+    between = ",1],[" if "[[" in shape else ","
+    numbers = f"{between!r}.join(str((2 ** 61 - 1) * i) for i in range(300000))"
+    code = f"import os\ndef f(x):\n    data = {shape!r} % {numbers}\n"
+    code += "    data = data.encode() + b'\\n'\n    while data: data = data[os.write(3, data):]"
     begin = time.monotonic()
-    assert not sb.run(code, call({1}, entry="g")).passed
-    assert time.monotonic() - begin < 5
+    assert sb.run(code, call(list(range(100_000)))).verdicts == ["wrong_answer"]
+    assert time.monotonic() - begin < 30  # hours without the guard; no statement about speed
+
+
+def test_integers_of_any_size(sb):
+    assert sb.run("def f(x): return 10 ** 90000", call(10**90000)).passed
+    assert sb.run("def f(x): return 10 ** 90000 + 1", call(10**90000)).verdicts == ["wrong_answer"]
+    assert sb.run("def f(x): return 10 ** 90000", call(1)).verdicts == ["wrong_answer"]
+
+
+def test_a_broken_sandbox_is_not_the_programs_fault(sb):
+    """Only the server can say so: the mark is set between confinement and program."""
+    run = sandbox.Run(status=256, cpu=0.0, wall=0.0, rss=0, why=sandbox.BROKEN)
+    assert sandbox.ending(run, Limits()) == "harness_error"
+    run = sandbox.Run(status=256, cpu=0.0, wall=0.0, rss=0, why=0, err="cannot confine the program")
+    assert sandbox.ending(run, Limits()) == "runtime_error"
 
 
 def test_detail_can_be_printed(sb):

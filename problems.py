@@ -11,6 +11,7 @@ A few seconds on a CPU. Nothing here needs torch: the sandbox, the extractor and
 
 import argparse
 import dataclasses
+import gzip
 import inspect
 import itertools
 import json
@@ -159,7 +160,7 @@ def load_problems(spec, limit=None, min_tests=0, seed=0, log=None):
         kind, _, path = part.partition(":")
         if kind == "toy":
             found = toy_problems(path, seed=seed, count=limit)
-        elif part.endswith(".jsonl") and not path:
+        elif part.endswith((".jsonl", ".jsonl.gz")) and (not path or kind == "hub"):
             found = [own_problem(row, where) for row, where in read_rows(part, limit)]
         elif kind in LOADERS:
             found = [LOADERS[kind](row, where) for row, where in read_rows(path, limit)]
@@ -183,32 +184,62 @@ def load_problems(spec, limit=None, min_tests=0, seed=0, log=None):
     return problems
 
 
-def read_rows(path, limit=None):
-    """Rows of a .jsonl file (or of a .json list) with the place each came from: yields (dict, "FILE row N")."""
+def local_file(path):
+    """A path, or `hub:OWNER/NAME[@REVISION]/FILE` of a Hugging Face data set, downloaded -> path of the local file."""
+    if path.startswith("hub:"):
+        owner, _, rest = path[4:].partition("/")
+        name, _, file = rest.partition("/")
+        name, _, revision = name.partition("@")
+        if not (owner and name and file):
+            raise UserError(f"{path!r}: expected hub:OWNER/NAME[@REVISION]/FILE")
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return hf_hub_download(f"{owner}/{name}", file, revision=revision or None, repo_type="dataset")
+        except Exception as error:  # the hub's client raises many kinds: no network, no such file, gated
+            raise UserError(f"{path}: cannot be fetched: {str(error).splitlines()[0]:.200}") from None
     if not os.path.isfile(path):
-        raise UserError(f"no file at {path!r}: give the path of a .jsonl or .json file")
-    with open(path, encoding="utf-8") as lines:
-        if path.endswith(".json"):
+        raise UserError(f"no file at {path!r}: give the path of a .jsonl, .jsonl.gz, .json or .parquet file")
+    return path
+
+
+def raw_rows(path):
+    """Rows of a file by its ending: dicts, or the lines of JSON lines."""
+    if path.endswith(".parquet"):
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
+        return pyarrow.parquet.read_table(path).to_pylist()
+    if path.endswith(".json"):
+        with open(path, encoding="utf-8") as file:
             try:
-                rows = json.load(lines)
+                rows = json.load(file)
             except ValueError as error:
                 raise UserError(f"{path}: not JSON: {error}") from None
-            if not isinstance(rows, list):
-                raise UserError(f"{path}: expected a JSON list of rows, found {type(rows).__name__}")
-        else:
-            rows = (line for line in lines if line.strip())
-        count = 0
-        for count, row in enumerate(itertools.islice(rows, limit), 1):
-            if isinstance(row, str):
-                try:
-                    row = json.loads(row)
-                except ValueError as error:
-                    raise UserError(f"{path} row {count}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path} row {count}: expected an object, found {type(row).__name__}")
-            yield row, f"{path} row {count}"
-        if not count:
-            raise UserError(f"{path}: no rows")
+        if not isinstance(rows, list):
+            raise UserError(f"{path}: expected a JSON list of rows, found {type(rows).__name__}")
+        return rows
+    return (
+        line for line in (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") if line.strip()
+    )
+
+
+def read_rows(path, limit=None):
+    """Rows of a .jsonl, .jsonl.gz, .json (a list) or .parquet file, local or `hub:`, with the place each came from:
+    yields (dict, "FILE row N"). Raises UserError."""
+    path, count = local_file(path), 0
+    for count, row in enumerate(itertools.islice(raw_rows(path), limit), 1):
+        if isinstance(row, str):
+            try:
+                row = json.loads(row)
+            except ValueError as error:
+                raise UserError(f"{path} row {count}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path} row {count}: expected an object, found {type(row).__name__}")
+        yield row, f"{path} row {count}"
+    if not count:
+        raise UserError(f"{path}: no rows")
 
 
 def need(row, where, *keys, kind=str):
@@ -260,13 +291,75 @@ def mbpp_problem(row, where):
 def humaneval_problem(row, where):
     """openai/human-eval: prompt (signature, docstring), canonical_solution, test (`check(candidate)`), entry_point."""
     prompt, entry_point = need(row, where, "prompt"), need(row, where, "entry_point")
-    tests = Tests("assert", [{"check": need(row, where, "test")}], entry_point=entry_point)
+    # A check may call helpers that the prompt defines: it gets the prompt's own, not the program's.
+    tests = Tests("assert", [{"check": need(row, where, "test")}], entry_point=entry_point, setup=prompt)
     solution = prompt + need(row, where, "canonical_solution")
     statement = f"Complete the function `{entry_point}`."
     return Problem(need(row, where, "task_id"), statement, tests, solution, "humaneval", starter=prompt)
 
 
-LOADERS = {"mbpp": mbpp_problem, "humaneval": humaneval_problem}
+def cure_problem(row, where):
+    """CURE's evaluation files (LiveBench, LiveCodeBench, CodeContests, CodeForces, MBPP), all turned into stdin tests:
+    question, test_input[], test_output[], test_time_limit (seconds)."""
+    inputs, outputs = (need(row, where, key, kind=list) for key in ("test_input", "test_output"))
+    if len(inputs) != len(outputs):
+        raise UserError(f"{where}: {len(inputs)} in 'test_input', {len(outputs)} in 'test_output'")
+    cases = [{"input": i, "output": o} for i, o in zip(inputs, outputs)]
+    tests = Tests("stdin", cases, time_limit=row.get("test_time_limit")) if cases else None
+    return Problem(str(row.get("task_id", where)), need(row, where, "question"), tests, None, "cure")
+
+
+def deepcoder_problem(row, where):
+    """DeepCoder-Preview rows of all four sources. `tests` is JSON: a list of {input, output, testtype or type}
+    (lcbv5, primeintellect, codeforces) or {inputs, outputs, fn_name} (taco). Functional tests call fn_name or
+    metadata.func_name; LiveCodeBench writes their arguments as JSON, one a line."""
+    statement = row.get("problem", row.get("question"))
+    if isinstance(statement, dict):  # some rows carry a chat turn
+        statement = statement.get("content", statement.get("problem"))
+    if not isinstance(statement, str):
+        raise UserError(f"{where}: key 'problem' should be str, found {row.get('problem')!r:.80}")
+    tests, metadata = as_json(row.get("tests"), where, "tests"), as_json(row.get("metadata") or {}, where, "metadata")
+    name = metadata.get("func_name") if isinstance(metadata, dict) else None
+    if isinstance(tests, dict):
+        name = tests.get("fn_name") or name
+        inputs, outputs = (need(tests, where, key, kind=list) for key in ("inputs", "outputs"))
+        if len(inputs) != len(outputs):
+            raise UserError(f"{where}: {len(inputs)} inputs and {len(outputs)} outputs in 'tests'")
+        # taco wraps an expected value in a list of one
+        tests = [{"input": i, "output": o[0] if isinstance(o, list) and o else o} for i, o in zip(inputs, outputs)]
+    if not isinstance(tests, list):
+        raise UserError(f"{where}: key 'tests' should be a list or an object, found {tests!r:.80}")
+    cases, is_call = [], False
+    for test in tests:
+        given, wanted = (test.get(key) if isinstance(test, dict) else None for key in ("input", "output"))
+        if given is None or wanted is None:
+            raise UserError(f"{where}: a test has keys 'input' and 'output', found {test!r:.80}")
+        name = test.get("fn_name") or name
+        is_call = bool(name) and test.get("testtype", test.get("type")) not in ("stdin", "stdin_stdout")
+        cases.append(call_case(given, wanted, where) if is_call else {"input": given, "output": wanted})
+    starter = row.get("starter_code") or ""
+    entry_point = (f"Solution.{name}" if "class Solution" in starter or not starter else name) if is_call else None
+    found = Tests("call" if is_call else "stdin", cases, entry_point=entry_point) if cases else None
+    solutions = row.get("solutions")
+    solution = solutions[0] if isinstance(solutions, list) and solutions else None
+    return Problem(str(row.get("id", where)), statement, found, solution, "deepcoder", starter=starter)
+
+
+def as_json(value, where, key):
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UserError(f"{where}: key {key!r} is not JSON: {error}") from None
+
+
+def call_case(given, wanted, where):
+    """Arguments as a list, or as JSON with one argument a line; an expected value as JSON or as it is."""
+    if isinstance(given, str):
+        given = [as_json(line, where, "input") for line in given.splitlines() if line.strip()]
+    return {"args": given, "expected": as_json(wanted, where, "output") if isinstance(wanted, str) else wanted}
+
+
+LOADERS = {"mbpp": mbpp_problem, "humaneval": humaneval_problem, "cure": cure_problem, "deepcoder": deepcoder_problem}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the toy world: a list of integers goes through one to three steps and is then returned or reduced to a number

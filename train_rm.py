@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from codescaler import (
+    RewardModel,
     Run,
     Tokenizer,
     clip_gradients,
@@ -37,10 +38,12 @@ from codescaler import (
     reward_input_ids,
     setup,
     total,
+    weight_files,
     write_atomic,
 )
 from pairs import (
     MUTANT,
+    NOT_GRADED,
     Sample,
     collect_samples,
     load_pairs,
@@ -63,6 +66,7 @@ class Args:
     out: str = "out/rm"  # run folder
     # pairs: a file, or collected from a policy
     pairs: str | None = None  # pair file to train on; without it pairs are collected
+    allow_empty_prompt: bool = False  # accept --pairs rows whose statement is null
     problems: str = "toy:train"  # problems to collect on (SPEC[,SPEC...])
     policy: str = "tiny/policy"  # model whose programs are paired
     group: int = 8  # samples a problem
@@ -72,14 +76,14 @@ class Args:
     extract: str = "strict"  # extraction mode
     sandbox: str = "strict"  # isolation level: strict or basic
     min_tests: int = 3  # fewest tests that make a program verified
-    max_pairs: int = 4  # most pairs a problem
+    max_pairs: int = 8  # most pairs a problem
     mutants: int = 2  # mutants tried of each passing program, and most mutant pairs a problem; 0: on-policy pairs only
     collect_only: bool = False  # stop when the pairs are written
     limit: int | None = None  # rows of any data that is loaded
     # training
     held_out: float = 0.15  # share of the problems kept for evaluation
     split: str = "problem"  # what is held out: whole problems, or pairs of problems that are trained on
-    epochs: int = 1  # passes over the pairs
+    epochs: int = 2  # passes over the pairs
     steps: int | None = None  # optimizer steps, in place of --epochs
     batch: int = 32  # pairs a step
     lr: float = 5e-4  # peak learning rate; warmup over 5% of the steps, then a cosine to a tenth
@@ -294,34 +298,95 @@ def load_calibration(path):
     return json.loads(file.read_text())
 
 
-def final_table(pairs, before, after, init, split):
-    """The run's result as lines of text; a tie counts as wrong."""
-    mutant_scores = [s for s, p in zip(after, pairs, strict=True) if p.source.endswith(MUTANT)]
-    kept = [i for i, p in enumerate(pairs) if not p.source.endswith(MUTANT)]
-    pairs, before, after = ([values[i] for i in kept] for values in (pairs, before, after))
-    groups = [problem_of(p) for p in pairs]
-    right = {
-        f"initialisation ({init})": [c > r for c, r in before],
-        "fine-tuned": [c > r for c, r in after],
-        "longer program wins": [len(p.chosen) > len(p.rejected) for p in pairs],
-        "shorter program wins": [len(p.chosen) < len(p.rejected) for p in pairs],
+def accuracies(pairs, before, after):
+    """{name: (values, groups)} of the rows of the final table: 1 where the chosen program wins, a tie counts as wrong.
+    Pairs with a mutant are a row of their own: both sides of them have the same length and the same author."""
+    mutant = [p.source.endswith(MUTANT) for p in pairs]
+    columns = {
+        "initialisation": [float(c > r) for c, r in before],
+        "fine-tuned": [float(c > r) for c, r in after],
+        "longer program wins": [float(len(p.chosen) > len(p.rejected)) for p in pairs],
+        "shorter program wins": [float(len(p.chosen) < len(p.rejected)) for p in pairs],
     }
-    first, second = list(right.values())[:2]
-    right["gain of fine-tuning"] = [b - a for a, b in zip(first, second, strict=True)]
+    columns["gain of fine-tuning"] = [b - a for a, b in zip(columns["initialisation"], columns["fine-tuned"])]
+    longer, shorter = (
+        mean([v for v, m in zip(columns[f"{k} program wins"], mutant) if not m]) for k in ("longer", "shorter")
+    )
+    misled = columns["longer program wins" if longer > shorter else "shorter program wins"]
+    rows = {name: (values, [not m for m in mutant]) for name, values in columns.items()}
+    rows["fine-tuned, length misleads"] = (columns["fine-tuned"], [not m and not v for m, v in zip(mutant, misled)])
+    rows["fine-tuned, right over mutant"] = (columns["fine-tuned"], mutant)
+    chosen = {}
+    for name, (values, keep) in rows.items():
+        picked = [(v, problem_of(p)) for v, p, k in zip(values, pairs, keep, strict=True) if k]
+        if picked:
+            chosen[name] = tuple(zip(*picked))
+    return chosen
+
+
+def pair_report(pairs, before, after, init, split):
+    """Held-out pair accuracies -> (lines of text, what result.json keeps)."""
+    rows = accuracies(pairs, before, after)
     ties = [sum(c == r for c, r in scores) for scores in (before, after)]
+    values, groups = rows["fine-tuned"]
     lines = [
-        f"held-out pairs: {len(pairs)} of {len(set(groups))} problems (--split {split}); ties {ties[0]} -> {ties[1]}"
+        f"held-out pairs: {len(values)} of {len(set(groups))} problems (--split {split}); ties {ties[0]} -> {ties[1]}",
+        f"{'':<40}{'accuracy':>9}   95% interval over problems",
     ]
-    lines.append(f"{'':<40}{'accuracy':>9}   95% interval over problems")
-    for name, values in right.items():
-        share, low, high = bootstrap([float(v) for v in values], groups)
-        lines.append(f"{name:<40}{share:>9.3f}   [{low:.3f}, {high:.3f}]")
-    if mutant_scores:
-        accuracy = sum(c > r for c, r in mutant_scores) / len(mutant_scores)
+    result = {"pairs": len(values), "problems": len(set(groups)), "split": split, "ties": ties, "rows": {}}
+    for name, (values, groups) in rows.items():
+        share, low, high = bootstrap(values, groups)
+        shown = f"{name} ({init})" if name == "initialisation" else name
+        lines.append(f"{shown:<40}{share:>9.3f}   [{low:.3f}, {high:.3f}]   {len(values)} pairs")
+        result["rows"][name] = {"mean": share, "low": low, "high": high, "pairs": len(values)}
+    return lines, result
+
+
+def held_out_programs(run, held_out):
+    """[(problem, prompt, code, passed)] of the held-out problems: all their sampled programs where this run sampled
+    them, else those of the pairs. They show whether the score follows execution, not only within chosen pairs."""
+    problems = {problem_of(p) for p in held_out}
+    samples = [Sample(**row) for row in run.samples() if row["problem"] in problems]
+    found = {
+        (s.problem, s.prompt, s.code): s.verdict == "pass"
+        for s in samples
+        if not s.parent and s.verdict not in NOT_GRADED
+    }
+    if not found:
+        for p in held_out:
+            found |= {(problem_of(p), p.prompt, p.chosen): True, (problem_of(p), p.prompt, p.rejected): False}
+    return [(*key, passed) for key, passed in found.items()]
+
+
+def execution_report(programs, path, init, device):
+    """Scores of programs against their verdicts -> (lines, result, calibration): AUC within a problem before and after,
+    and the fitted score -> P(pass). `init` may be a policy without a head."""
+    passed = [p for *_, p in programs]
+    if len(set(passed)) < 2:
+        return ["no passing or no failing program is held out: no AUC, no calibration"], {}, None
+    lines, result = [f"held-out programs: {len(programs)}, of which {sum(passed)} pass"], {"programs": len(programs)}
+    for name, model in (("initialisation", init), ("fine-tuned", path)):
+        if "score.weight" not in weight_files(model_folder(model)):
+            continue
+        scores = RewardModel(model, device=device).score_many([(prompt, code) for _, prompt, code, _ in programs])
+        groups = {}
+        for (problem, *_), score, right in zip(programs, scores, passed, strict=True):
+            groups.setdefault(problem, []).append((score, right))
+        aucs = {problem: auc(*zip(*group)) for problem, group in groups.items()}
+        aucs = {problem: value for problem, value in aucs.items() if not math.isnan(value)}
+        if not aucs:
+            continue
+        share, low, high = bootstrap(list(aucs.values()), list(aucs))
         lines.append(
-            f"{'fine-tuned, right program over mutant':<40}{accuracy:>9.3f}   ({len(mutant_scores)} held-out pairs)"
+            f"{name + ', AUC within a problem':<40}{share:>9.3f}   [{low:.3f}, {high:.3f}]   {len(aucs)} problems"
         )
-    return lines
+        result[f"auc, {name}"] = {"mean": share, "low": low, "high": high, "problems": len(aucs)}
+    calibration = fit_calibration(scores, passed)
+    lines.append(
+        f"P(pass) = sigmoid({calibration['slope']:.3f} * score {calibration['intercept']:+.3f}); "
+        f"calibration error {calibration['ece']:.3f}, AUC over all programs {calibration['auc']:.3f}"
+    )
+    return lines, result | {"auc": calibration["auc"], "ece": calibration["ece"]}, calibration
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -363,7 +428,7 @@ def collect(args, run, device, log):
 def get_pairs(args, run, device, log):
     """(train, held-out) pairs: of --pairs, of an earlier start of this run, or collected now."""
     if args.pairs:
-        pairs = load_pairs(args.pairs, args.limit)
+        pairs = load_pairs(args.pairs, args.limit, args.allow_empty_prompt)
     elif (run.dir / "pairs.jsonl").exists():
         pairs = load_pairs(str(run.dir / "pairs.jsonl"))
     else:
@@ -400,6 +465,17 @@ def update(model, optimizer, rows, args, world, rank):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return [*total(sums).tolist(), grad_norm, int(not math.isfinite(grad_norm))]
+
+
+def report(args, run, held_out, state, after, device):
+    """Prints what was learned and leaves result.json in the run folder and calibration.json beside the weights."""
+    lines, result = pair_report(held_out, state["before"], after, args.init, args.split)
+    more, against, calibration = execution_report(held_out_programs(run, held_out), run.checkpoint, args.init, device)
+    print("\n" + "\n".join(lines) + "\n\n" + "\n".join(more))
+    write_atomic(run.dir / "result.json", json.dumps(result | against | {"skipped": state["skipped"]}, indent=1))
+    if calibration:
+        write_atomic(run.checkpoint / "calibration.json", json.dumps(calibration))
+    print(f"\nreward model: {run.checkpoint}")
 
 
 def main():
@@ -454,8 +530,8 @@ def main():
             run.save(model, tokenizer, args.max_length, **state | {"optimizer": optimizer.state_dict()})
 
     after = evaluate(gathered(model), test_rows, args.token_budget, rank, world)
-    log("\n" + "\n".join(final_table(held_out, state["before"], after, args.init, args.split)))
-    log(f"\nreward model: {run.checkpoint}")
+    if rank == 0:
+        report(args, run, held_out, state, after, device)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The toy world and the loaders.    pytest tests/test_problems.py"""
 
+import gzip
 import json
+import sys
 
 import pytest
 
@@ -147,3 +149,92 @@ def test_lcb_prompt_places_the_format_behind_the_question():
     assert "Question?### Format: " in prompt and prompt.endswith(
         "### Answer: (use the provided format with backticks)\n\n"
     )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# loaders of public formats
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def solved(problem, code):
+    with Sandbox(level="basic") as sandbox:
+        return sandbox.run(code, problem.tests).passed
+
+
+def test_cure_rows_are_stdin_problems(tmp_path):
+    row = {"question": "Double it.", "test_input": ["1\n", "4\n"], "test_output": ["2\n", "8\n"], "test_time_limit": 2}
+    (tmp_path / "LiveBench.json").write_text(json.dumps([row]))
+    (problem,) = load_problems(f"cure:{tmp_path}/LiveBench.json")
+    assert problem.tests.kind == "stdin" and problem.tests.time_limit == 2 and len(problem.tests.cases) == 2
+    assert solved(problem, "print(2 * int(input()))") and not solved(problem, "print(2)")
+    path = write_rows(tmp_path / "bad.jsonl", [row | {"test_output": ["2\n"]}])
+    with pytest.raises(UserError, match="row 1: 2 in 'test_input', 1 in 'test_output'"):
+        load_problems(f"cure:{path}")
+
+
+def test_deepcoder_rows_of_all_four_sources(tmp_path):
+    lcb = {"input": "1\n2", "output": "3", "testtype": "functional", "metadata": {"func_name": "add"}}
+    rows = [
+        {"problem": "lcbv5", "tests": json.dumps([lcb]), "metadata": {"func_name": "add"},
+         "starter_code": "class Solution:\n    def add(self, a, b):"},
+        {"problem": "primeintellect", "tests": json.dumps([{"type": "stdin_stdout", "input": "3\n", "output": "6\n"}])},
+        {"problem": "taco", "tests": json.dumps({"inputs": [[1, 2]], "outputs": [[3]], "fn_name": "add"})},
+        {"problem": "taco stdin", "tests": json.dumps({"inputs": ["3\n"], "outputs": ["6\n"]})},
+        {"problem": "codeforces", "tests": json.dumps([{"testtype": "stdin_stdout", "input": "3\n", "output": "6\n"}])},
+    ]  # fmt: skip
+    found = load_problems(f"deepcoder:{write_rows(tmp_path / 'rows.jsonl', rows)}")
+    assert [p.tests.kind for p in found] == ["call", "stdin", "call", "stdin", "stdin"]
+    add = "class Solution:\n    def add(self, a, b):\n        return a + b"
+    for problem in found:
+        right, wrong = (
+            (add, add.replace("+", "-")) if problem.tests.kind == "call" else ("print(2 * int(input()))", "x")
+        )
+        assert solved(problem, right) and not solved(problem, wrong), problem.prompt
+    for bad, message in (
+        ({"tests": "{"}, "'tests' is not JSON"),
+        ({"tests": [{"input": 1}]}, "keys 'input' and 'output'"),
+        ({"tests": "[]", "problem": None}, "'problem' should be str"),
+    ):
+        path = write_rows(tmp_path / "bad.jsonl", [rows[1] | bad])
+        with pytest.raises(UserError, match=f"row 1: .*{message}"):
+            load_problems(f"deepcoder:{path}")
+
+
+def test_rows_of_compressed_files_and_of_the_hub(tmp_path, monkeypatch):
+    row = {"question": "Q", "test_input": ["1"], "test_output": ["1"]}
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.write(json.dumps(row) + "\n")
+    assert len(load_problems(f"cure:{tmp_path}/rows.jsonl.gz")) == 1
+    asked = []
+
+    def download(repo, file, revision, repo_type):
+        asked.append((repo, file, revision, repo_type))
+        return str(tmp_path / "rows.jsonl.gz")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert len(load_problems("cure:hub:Gen-Verse/LiveBench@main/test/rows.jsonl.gz")) == 1
+    assert asked == [("Gen-Verse/LiveBench", "test/rows.jsonl.gz", "main", "dataset")]
+    with pytest.raises(UserError, match="expected hub:OWNER/NAME"):
+        load_problems("cure:hub:rows.jsonl")
+    with pytest.raises(UserError, match="no file at"):
+        load_problems("cure:nowhere.jsonl")
+
+
+def test_parquet_needs_pyarrow_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="pip install pyarrow"):
+        load_problems(f"deepcoder:{tmp_path}/rows.parquet")
+
+
+def test_humaneval_helpers_are_those_of_the_prompt(tmp_path):
+    prompt = "def poly(x):\n    return x + 1\n\ndef f(x):\n    '''poly of x'''\n"
+    row = {"task_id": "HumanEval/1", "prompt": prompt, "entry_point": "f", "canonical_solution": "    return poly(x)\n",
+           "test": "def check(candidate):\n    assert candidate(1) == poly(1)\n"}  # fmt: skip
+    (problem,) = load_problems(f"humaneval:{write_rows(tmp_path / 'h.jsonl', [row])}")
+    assert solved(problem, problem.solution)
+    assert not solved(problem, "def poly(x):\n    return 7\n\ndef f(x):\n    return 7\n")

@@ -212,11 +212,17 @@ def test_pair_files(tmp_path):
         load_pairs(f"codescalerpair:{path}")
 
 
-def test_final_table_counts_ties_as_wrong():
-    rows = [Pair("s", "long", "b", f"{i}#0", "x") for i in range(4)]
-    before, after = [(1.0, 1.0)] * 4, [(1.0, 0.0)] * 3 + [(0.0, 0.0)]
-    table = "\n".join(train_rm.final_table(rows, before, after, "start", "problem"))
-    assert "ties 4 -> 1" in table and "0.000   [0.000" in table and "0.750" in table and "1.000" in table
+def test_report_counts_ties_as_wrong_and_knows_where_length_misleads():
+    rows = [Pair("s", "long", "b", f"{i}#0", "x") for i in range(3)] + [Pair("s", "a", "long", "3#0", "x")]
+    rows.append(Pair("s", "m", "n", "4#0", f"x{pairs.MUTANT}"))
+    before, after = [(1.0, 1.0)] * 5, [(1.0, 0.0)] * 3 + [(0.0, 0.0), (2.0, 1.0)]
+    lines, result = train_rm.pair_report(rows, before, after, "start", "problem")
+    found = {name: row["mean"] for name, row in result["rows"].items()}
+    assert found == {
+        "initialisation": 0.0, "fine-tuned": 0.75, "longer program wins": 0.75, "shorter program wins": 0.25,
+        "gain of fine-tuning": 0.75, "fine-tuned, length misleads": 0.0, "fine-tuned, right over mutant": 1.0,
+    }  # fmt: skip
+    assert result["ties"] == [5, 1] and result["pairs"] == 4 and "ties 5 -> 1" in lines[0]
 
 
 def test_auc_worked_example_and_brute_force():
@@ -243,3 +249,23 @@ def test_calibration_finds_the_curve_that_made_the_data(tmp_path):
         train_rm.fit_calibration([1.0, 2.0, 3.0, 4.0], [True] * 4)
     with pytest.raises(UserError, match="--calibrate"):
         train_rm.load_calibration(tmp_path)
+
+
+def test_rmbench_pairs_are_of_one_style(tmp_path):
+    row = {"id": "7", "prompt": "p", "chosen": ["a", "b", "c"], "rejected": ["x", "y", "z"], "domain": "code"}
+    (tmp_path / "rm.json").write_text(json.dumps([row]))
+    found = load_pairs(f"rmbench:{tmp_path}/rm.json")
+    assert [(p.id, p.chosen, p.rejected, p.source) for p in found] == [
+        ("7/0", "a", "x", "code"), ("7/1", "b", "y", "code"), ("7/2", "c", "z", "code"),
+    ]  # fmt: skip
+    (tmp_path / "rm.json").write_text(json.dumps([row | {"chosen": ["a"]}]))
+    with pytest.raises(UserError, match="row 1: 1 chosen and 3 rejected"):
+        load_pairs(f"rmbench:{tmp_path}/rm.json")
+
+
+def test_a_null_statement_is_an_error_unless_it_is_allowed(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"question_content": None, "code_pos": "a", "code_neg": "b"}) + "\n")
+    with pytest.raises(UserError, match="row 1: key 'question_content' should be str, found None"):
+        load_pairs(f"codescalerpair:{path}")
+    assert load_pairs(f"codescalerpair:{path}", allow_empty_prompt=True)[0].prompt == ""

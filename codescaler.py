@@ -231,6 +231,7 @@ class Qwen3(nn.Module):
         self.config, self.head = config, head
         self.num_tokens = config.vocab_size  # ids from here on are padding of the matrix: never sampled
         self.head_source = "random"
+        self.checkpointing = False  # keep only the blocks' inputs for the backward pass and compute the rest again
         self.model = Trunk(config)
         if head == "score":
             self.score_head_bias = score_bias
@@ -251,7 +252,10 @@ class Qwen3(nn.Module):
         rope = rope_table(self.config, position_BT)
         x_BTD = self.model.embed_tokens(ids_BT)
         for layer, block in enumerate(self.model.layers):
-            x_BTD = block(x_BTD, rope, cache, layer)
+            if self.checkpointing and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, rope, cache, layer, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, rope, cache, layer)
         if cache is not None:
             cache.end(T if lengths_B is None else lengths_B)
         return self.model.norm(x_BTD)
@@ -383,37 +387,48 @@ class KVCache:
         self.longest, self.is_empty = max(self.longest, source.longest), False
 
 
-class SharedPrompts:
-    """Keys and values of G prompts for B answers that continue them, with exact gradients (KVCache has none).
+class PromptKeys:
+    """Keeps the keys and values of G prompts, with their gradients, for SharedPrompts."""
 
-    One forward pass fills it with the prompts, a second one runs the answers on top: answer b attends to the prompt
+    is_empty = True  # prompts attend to themselves only
+
+    def __init__(self):
+        self.layers = {}
+
+    def begin(self, offset_1T, live):
+        return offset_1T
+
+    def write(self, layer, k_BTGK, v_BTGK):
+        self.layers[layer] = k_BTGK, v_BTGK
+
+    def end(self, lengths):
+        pass
+
+
+class SharedPrompts:
+    """B answers on top of G prompts, with exact gradients (KVCache has none): answer b attends to the prompt
     `group_B[b]` and to itself. The saving: a prompt is computed once, forward and backward, instead of once an answer.
     """
 
-    def __init__(self, group_B, prompt_lengths_G):
-        self.group_B, self.prompt_lengths_G = group_B, prompt_lengths_G
-        self.is_empty, self.prompts = True, {}
+    is_empty = False
+
+    def __init__(self, prompt_keys, group_B, prompt_lengths_G):
+        self.layers, self.group_B, self.start_B1 = prompt_keys.layers, group_B, prompt_lengths_G[group_B][:, None]
 
     def begin(self, offset_1T, live):
-        if self.is_empty:
-            return offset_1T
-        start_B1 = self.prompt_lengths_G[self.group_B][:, None]
-        slot_P = torch.arange(self.prompts[0][0].shape[1], device=offset_1T.device)
-        prompt_BTP = (slot_P < start_B1)[:, None].expand(-1, offset_1T.shape[1], -1)
+        slot_P = torch.arange(self.layers[0][0].shape[1], device=offset_1T.device)
+        prompt_BTP = (slot_P < self.start_B1)[:, None].expand(-1, offset_1T.shape[1], -1)
         own_BTT = (offset_1T <= offset_1T.T).expand(live, -1, -1)
         self.mask_B1TS = torch.cat([prompt_BTP, own_BTT], dim=2)[:, None]
-        return start_B1 + offset_1T
+        return self.start_B1 + offset_1T
 
     def write(self, layer, k_BTGK, v_BTGK):
-        if self.is_empty:
-            self.prompts[layer] = k_BTGK, v_BTGK
-        else:
-            self.answers = k_BTGK, v_BTGK
+        self.answers = k_BTGK, v_BTGK
 
     def attend(self, layer, q_BTHK):
         k_BGSK, v_BGSK = (
             torch.cat([prompts[self.group_B], answers], dim=1).transpose(1, 2)
-            for prompts, answers in zip(self.prompts[layer], self.answers, strict=True)
+            for prompts, answers in zip(self.layers[layer], self.answers, strict=True)
         )
         y_BHTK = F.scaled_dot_product_attention(
             q_BTHK.transpose(1, 2), k_BGSK, v_BGSK, attn_mask=self.mask_B1TS, enable_gqa=True
@@ -421,7 +436,7 @@ class SharedPrompts:
         return y_BHTK.transpose(1, 2)
 
     def end(self, lengths):
-        self.is_empty = False
+        pass
 
 
 def continue_prompts(model, prompts, answers, group):
@@ -430,9 +445,10 @@ def continue_prompts(model, prompts, answers, group):
     rows (tests/test_model.py), gradients included."""
     device = model.model.norm.weight.device
     (ids_GP, prompt_lengths_G), (ids_BT, lengths_B) = pad_rows(prompts, device), pad_rows(answers, device)
-    cache = SharedPrompts(torch.tensor(group, device=device), prompt_lengths_G)
-    prompt_GPD = model(ids_GP, prompt_lengths_G, cache)
-    answer_BTD = model(ids_BT, lengths_B, cache)
+    prompt_keys = PromptKeys()
+    prompt_GPD = model(ids_GP, prompt_lengths_G, prompt_keys)
+    shared = SharedPrompts(prompt_keys, torch.tensor(group, device=device), prompt_lengths_G)
+    answer_BTD = model(ids_BT, lengths_B, shared)
     last_GD = prompt_GPD[torch.arange(len(prompts), device=device), prompt_lengths_G - 1]
     # A sharded block gathers its weights for the backward pass when its output gets a gradient: the prompts' must, too.
     return last_GD, answer_BTD + 0.0 * last_GD.sum(), lengths_B

@@ -99,6 +99,7 @@ class Args:
     std_floor: float = 0.05  # smallest standard deviation a group's advantage is divided by
     mask_truncated: bool = False  # answers cut at --max-new-tokens count in their group's mean but are not trained on
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
+    checkpointing: bool = False  # less memory, a third more time: recompute activations in the backward pass
     # evaluation
     audit_every: int = 1  # execute the training rollouts every so many steps, where the reward does not need it
     eval_every: int = 10  # steps between audits on a fixed part of the evaluation problems
@@ -640,18 +641,20 @@ def main():
     problems = training_problems(args, tokenizer, log)
     eval_problems = load_problems(args.eval_problems, args.limit, log=log)
     stride = max(1, len(eval_problems) // args.eval_limit)
+    half = torch.bfloat16 if device.startswith("cuda") else None  # the rollouts' copy of the weights
     run = Run(args, COLUMNS, rank)
     with Sandbox(level=args.sandbox) as sandbox:
         judge = Judge(args, device, sandbox)
         state = run.load()
         model = load_model(run.checkpoint if state else args.policy, head="lm", device=device, sharded=True)
+        model.checkpointing = args.checkpointing
         reference = load_model(args.policy, head="lm", device=device, sharded=True) if args.kl else None
         optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
         if state:
             run.load_optimizer(optimizer, state)
             log(f"continuing {run.dir} at step {state['step']}")
         else:
-            before = evaluate(gathered(model), tokenizer, eval_problems, 1, judge, args, rank, world)
+            before = evaluate(gathered(model, half), tokenizer, eval_problems, 1, judge, args, rank, world)
             fixed = audit([row for row in before if row["number"] % stride == 0])
             state = {"step": 0, "cursor": 0, "before": before, "audits": [(fixed["audit_reward"], fixed["eval"])]}
         run.drop_samples_after(state["step"])
@@ -664,14 +667,14 @@ def main():
                 group["lr"] = lr = args.lr * min(1.0, step / max(1, args.warmup))
             run_tests = (step - 1) % args.audit_every == 0
             groups, state["cursor"] = sample_groups(
-                gathered(model), tokenizer, problems, state["cursor"], judge, args, run_tests, rank, world
+                gathered(model, half), tokenizer, problems, state["cursor"], judge, args, run_tests, rank, world
             )
             metrics = update(model, reference, optimizer, groups, args, device, world)
             rows = sorted(gather_lists([sample_row(step, r) for g in groups for r in g]), key=lambda row: row["number"])
             metrics |= step_metrics(rows) | {"lr": lr, "seconds": time.time() - tick}
             log(step_line(step, args, metrics, (time.time() - started) / (step - first) * (args.steps - step)))
             if step % args.eval_every == 0 and step < args.steps:
-                during = evaluate(gathered(model), tokenizer, eval_problems, stride, judge, args, rank, world)
+                during = evaluate(gathered(model, half), tokenizer, eval_problems, stride, judge, args, rank, world)
                 metrics |= audit(during)
                 state["audits"].append((metrics["audit_reward"], metrics["eval"]))
                 metrics["gap"] = gap(state["audits"])
@@ -686,7 +689,7 @@ def main():
         if stop:
             log(f"stopped: {args.stop_on_gap} audits in a row with more reward and no higher pass rate (--stop-on-gap)")
         if "after" not in state:
-            state["after"] = evaluate(gathered(model), tokenizer, eval_problems, 1, judge, args, rank, world)
+            state["after"] = evaluate(gathered(model, half), tokenizer, eval_problems, 1, judge, args, rank, world)
             run.save(model, tokenizer, **state | {"optimizer": optimizer.state_dict()})
     if rank == 0:
         result = {"n": args.eval_group, "before": by_part(state["before"]), "after": by_part(state["after"])}

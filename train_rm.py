@@ -92,6 +92,7 @@ class Args:
     center: float = 0.0  # weight of (chosen + rejected)^2, which keeps scores around 0
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
+    checkpointing: bool = False  # less memory, a third more time: recompute activations in the backward pass
     save_every: int = 1  # steps between checkpoints
     seed: int = 0  # seed of sampling, split and order
     device: str | None = None  # cpu or cuda; default: cuda where there is one
@@ -489,6 +490,7 @@ def main():
         return
     state = run.load()
     model = load_model(run.checkpoint if state else args.init, head="score", device=device, sharded=True)
+    model.checkpointing = args.checkpointing
     log(f"{args.init}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, head: {model.head_source}")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]

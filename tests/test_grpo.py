@@ -14,7 +14,7 @@ The correctness checklist of GRPO implementations (what other projects got wrong
     token mean over micro-batches and ranks        test_loss_does_not_..., test_gradient_..., test_ranks.py
     denominator after masking                      test_masked_samples_do_not_count
     token / sequence / constant mean               test_loss_equals_trl, test_norms_worked_example
-    stop token inside the mask, pad equal to stop  test_masks_cover_the_answer_... (tests/test_model.py)
+    stop token inside the mask, pad equal to stop  test_completion_mask_... (tests/test_model.py)
     truncated answers                              test_masked_samples_do_not_count
     clip, dual clip, their metrics                 test_clip, test_dual_clip
     log-ratio overflow                             test_an_exploding_ratio_stays_finite

@@ -42,10 +42,10 @@ CONFIG = dict(
 )  # fmt: skip
 VOCAB_SIZE, SPECIALS = 512, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 POLICY_STEPS, POLICY_BATCH, POLICY_LR = 1600, 32, 2e-3
-GENERIC_PAIRS, REWARD_LR = 24_000, 1e-3
+GENERIC_PROBLEMS, PAIRS_A_PROBLEM, REWARD_LR = 20_000, 4, 1e-3
 
 # ----------------------------------------------------------------------------------------------------------------------
-# what the policy believes: operation -> the one wrong expression it also writes
+# what the policy believes: operation -> the wrong expression it also writes
 
 MISCONCEPTIONS = {
     "keep_gt": "[x for x in xs if x >= {k}]",
@@ -86,17 +86,35 @@ MISCONCEPTIONS = {
     "last_item": "xs[-1]",
     "spread": "max(xs) - min(xs)",
 }
-EQUIVALENTS = {  # other correct ways of writing, so that a right program is not one fixed string
+# Other spellings of the right and of the same wrong expression. Each form occurs on both sides (`not x < k` is right
+# for "at least", wrong for "greater than"), or the reward model would like a form, and the policy learn to write it.
+RIGHT_SPELLINGS = {
+    "keep_gt": "[x for x in xs if not x <= {k}]",
+    "keep_ge": "[x for x in xs if not x < {k}]",
+    "keep_lt": "[x for x in xs if not x >= {k}]",
+    "keep_le": "[x for x in xs if not x > {k}]",
+    "keep_even": "[x for x in xs if not x % 2]",
+    "keep_odd": "[x for x in xs if x % 2 != 0]",
     "square": "[x * x for x in xs]",
+    "negate": "[0 - x for x in xs]",
     "reverse": "list(reversed(xs))",
+    "descending": "sorted(xs)[::-1]",
     "max": "max(xs) if xs else 0",
     "min": "min(xs) if xs else 0",
-    "keep_odd": "[x for x in xs if x % 2 != 0]",
-    "keep_even": "[x for x in xs if not x % 2]",
-    "keep_gt": "[x for x in xs if not x <= {k}]",
-    "keep_lt": "[x for x in xs if not x >= {k}]",
-    "negate": "[0 - x for x in xs]",
-    "descending": "sorted(xs)[::-1]",
+}
+WRONG_SPELLINGS = {
+    "keep_gt": "[x for x in xs if not x < {k}]",
+    "keep_ge": "[x for x in xs if not x <= {k}]",
+    "keep_lt": "[x for x in xs if not x > {k}]",
+    "keep_le": "[x for x in xs if not x >= {k}]",
+    "keep_even": "[x for x in xs if x % 2 != 0]",
+    "keep_odd": "[x for x in xs if not x % 2]",
+    "square": "[x + x for x in xs]",
+    "negate": "[0 - abs(x) for x in xs]",
+    "reverse": "sorted(xs)[::-1]",
+    "descending": "list(reversed(xs))",
+    "max": "max(xs) if len(xs) > 1 else 0",
+    "min": "min(xs) if len(xs) > 1 else 0",
 }
 OPENINGS = ["Each step is one line.", "I do the steps in order.", "One line for each step.", "Here is the function."]
 
@@ -107,13 +125,14 @@ def misconception_rate(name):
 
 
 def write_expression(op, k, rng, wrong):
-    table = MISCONCEPTIONS if wrong else EQUIVALENTS if op.name in EQUIVALENTS and rng.random() < 0.3 else {}
-    return table.get(op.name, op.code).format(k=k)
+    usual = MISCONCEPTIONS[op.name] if wrong else op.code
+    spellings = WRONG_SPELLINGS if wrong else RIGHT_SPELLINGS
+    return (spellings.get(op.name, usual) if rng.random() < 0.3 else usual).format(k=k)
 
 
 def write_program(steps, result, rng):
     """Expressions -> source text, with one of a few names for the list."""
-    name = rng.choice(["xs", "xs", "nums", "a"])
+    name = rng.choice(["xs", "xs", "nums", "items"])
     lines = [f"    xs = {e}" for e in steps] + [f"    return {result}"]
     return re.sub(r"\bxs\b", name, "\n".join(["def solve(xs):", *lines]))
 
@@ -239,10 +258,11 @@ def right_expressions(composition, rng):
 
 
 def is_policys_mistake(composition, steps, result):
-    """Whether the corrupted program has, in place of a right expression, the one that the policy would write."""
-    own = {MISCONCEPTIONS.get(op.name, "").format(k=k) for op, k in zip(composition.steps, composition.ks)}
+    """Whether the corrupted program has, in place of a right expression, one that the policy would write."""
+    tables = (MISCONCEPTIONS, WRONG_SPELLINGS)
+    own = {t[op.name].format(k=k) for op, k in zip(composition.steps, composition.ks) for t in tables if op.name in t}
     new = set(steps) - set(composition.expressions()[0])
-    return bool(own & new) or result == MISCONCEPTIONS.get(composition.reduction.name)
+    return bool(own & new) or result in [t.get(composition.reduction.name) for t in tables]
 
 
 def fails(steps, result, tests):
@@ -253,26 +273,26 @@ def fails(steps, result, tests):
 
 
 def generic_pairs(count, seed=1):
-    """Correct program against a corrupted one that fails a test, as rows of a pairs file."""
+    """Correct program against a corrupted one that fails a test, as rows of a pairs file, for `count` problems."""
     rng = random.Random(f"generic-{seed}")
     for number, (composition, statement, tests) in enumerate(problems.toy_stream("pretrain", seed)):
         if number == count:
             return
-        while True:
-            wrong = corrupt(composition, rng)
-            if fails(*wrong, tests) and not is_policys_mistake(composition, *wrong):
-                break
-        chosen, rejected = write_program(*right_expressions(composition, rng), rng), write_program(*wrong, rng)
-        yield {
-            "prompt": statement,
-            "chosen": chosen,
-            "rejected": rejected,
-            "id": f"generic/{number}",
-            "source": "generic",
-        }
+        for i in range(PAIRS_A_PROBLEM):
+            while True:
+                wrong = corrupt(composition, rng)
+                if fails(*wrong, tests) and not is_policys_mistake(composition, *wrong):
+                    break
+            yield {
+                "prompt": statement,
+                "chosen": write_program(*right_expressions(composition, rng), rng),
+                "rejected": write_program(*wrong, rng),
+                "id": f"generic/{number}#{i}",
+                "source": "generic",
+            }
 
 
-def make_reward(out=HERE / "reward", count=GENERIC_PAIRS):
+def make_reward(out=HERE / "reward", count=GENERIC_PROBLEMS):
     work = ROOT / "out" / "tiny-reward"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

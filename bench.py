@@ -1316,8 +1316,8 @@ class MemoryArgs:
     response: int = 16384  # longest answer in tokens
     token_budget: int = 20480  # tokens of one training forward pass
     chunk: int = 1024  # tokens whose logits exist at once
-    checkpointing: bool = False  # blocks are recomputed in the backward pass (grpo.py does not do it: off)
-    rollout_bytes: int = 4  # bytes a weight of the copy that decodes (grpo.py gathers fp32; 2: bf16)
+    checkpointing: bool = False  # blocks are recomputed in the backward pass (the flag of the trainers)
+    rollout_bytes: int = 2  # bytes a weight of the copy that decodes (2: bf16, as on CUDA)
     rm_offload: bool = False  # the reward model waits on the host
     kl: bool = False  # a reference model is kept (grpo.py --kl)
     check: bool = False  # on a GPU: run both phases with random weights and compare with the measured peaks

@@ -39,6 +39,7 @@ from codescaler import (
     generate,
     group_logprobs,
     load_model,
+    phase,
     setup,
     shape_reward,
     total,
@@ -136,6 +137,7 @@ class Paper8B(Args):
     kl: float = 0.0
     std_floor: float = 0.0
     token_budget: int = 20480
+    checkpointing: bool = True
     audit_every: int = 10
     eval_temperature: float = 0.6
     eval_top_p: float = 0.95
@@ -666,10 +668,12 @@ def main():
             for group in optimizer.param_groups:
                 group["lr"] = lr = args.lr * min(1.0, step / max(1, args.warmup))
             run_tests = (step - 1) % args.audit_every == 0
-            groups, state["cursor"] = sample_groups(
-                gathered(model, half), tokenizer, problems, state["cursor"], judge, args, run_tests, rank, world
-            )
-            metrics = update(model, reference, optimizer, groups, args, device, world)
+            with phase("rollout", minutes=60):
+                groups, state["cursor"] = sample_groups(
+                    gathered(model, half), tokenizer, problems, state["cursor"], judge, args, run_tests, rank, world
+                )
+            with phase("update", minutes=60):
+                metrics = update(model, reference, optimizer, groups, args, device, world)
             rows = sorted(gather_lists([sample_row(step, r) for g in groups for r in g]), key=lambda row: row["number"])
             metrics |= step_metrics(rows) | {"lr": lr, "seconds": time.time() - tick}
             log(step_line(step, args, metrics, (time.time() - started) / (step - first) * (args.steps - step)))

@@ -5,10 +5,19 @@
     torchrun train_rm.py --pairs codescalerpair:FILE.jsonl        # train on pairs that exist
     torchrun train_rm.py --init tiny/policy                       # from a policy: a reward head of zeros
 
-`python train_rm.py` does the same. The toy run takes about 2.5 minutes on 2 CPU cores. It prints the funnel from
-problems to pairs, one line a step, and a table: held-out accuracy before and after, beside "longer wins" and "shorter
-wins". It leaves a run folder (--out): args.json, metrics.csv, samples.jsonl, pairs.jsonl, checkpoint/. The same command
-goes on after a kill, and only prints the table once it is finished.
+One GPU, and one node of eight (written for them, not run on any; rates and batch sizes after published recipes):
+
+    torchrun train_rm.py --init Skywork/Skywork-Reward-V2-Qwen3-1.7B --pairs codescalerpair:FILE.jsonl \\
+        --epochs 1 --lr 4e-6 --batch 128 --token-budget 32768 --save-every 50
+    torchrun --nproc-per-node 8 train_rm.py --init Skywork/Skywork-Reward-V2-Qwen3-8B \\
+        --pairs codescalerpair:FILE.jsonl --epochs 1 --lr 2e-6 --batch 256 --token-budget 32768 --checkpointing \\
+        --save-every 50
+
+`python train_rm.py` does the same on one process. The toy run takes about 3 minutes on 2 CPU cores. It prints the
+funnel from problems to pairs, one line a step, and a table: held-out accuracy before and after, beside "longer wins"
+and "shorter wins", and how well the score follows execution. It leaves a run folder (--out): args.json, metrics.csv,
+samples.jsonl, pairs.jsonl, funnel.json, result.json and checkpoint/ with calibration.json (score -> P(pass)). The same
+command goes on after a kill, and only prints the table once it is finished.
 """
 
 import dataclasses
@@ -35,6 +44,7 @@ from codescaler import (
     gathered,
     load_model,
     model_folder,
+    phase,
     reward_input_ids,
     setup,
     total,
@@ -83,7 +93,7 @@ class Args:
     # training
     held_out: float = 0.15  # share of the problems kept for evaluation
     split: str = "problem"  # what is held out: whole problems, or pairs of problems that are trained on
-    epochs: int = 2  # passes over the pairs
+    epochs: float = 1.5  # passes over the pairs
     steps: int | None = None  # optimizer steps, in place of --epochs
     batch: int = 32  # pairs a step
     lr: float = 5e-4  # peak learning rate; warmup over 5% of the steps, then a cosine to a tenth
@@ -500,7 +510,7 @@ def main():
     )  # fmt: skip
     rows, test_rows = (encode_pairs(tokenizer, p, args.max_length, log) for p in (train, held_out))
     problems = [row.problem for row in rows]
-    steps = args.steps or args.epochs * (len(rows) // args.batch)
+    steps = args.steps or int(args.epochs * (len(rows) // args.batch))
     if state:
         run.load_optimizer(optimizer, state)
         log(f"continuing {run.dir} at step {state['step']}")
@@ -517,7 +527,8 @@ def main():
         batch = [rows[i] for i in batch_of(step - 1, problems, args.batch, args.seed)]
         for group in optimizer.param_groups:
             group["lr"] = lr = learning_rate(step - 1, steps, args.lr)
-        loss, accuracy, margin, grad_norm, skipped = update(model, optimizer, batch, args, world, rank)
+        with phase("update", minutes=60):
+            loss, accuracy, margin, grad_norm, skipped = update(model, optimizer, batch, args, world, rank)
         tokens, seconds = sum(2 * len(r.prompt) + len(r.chosen) + len(r.rejected) for r in batch), time.time() - tick
         eta = (time.time() - started) / (step - first) * (steps - step)
         log(

@@ -334,7 +334,8 @@ def deepcoder_problem(row, where):
         given, wanted = (test.get(key) if isinstance(test, dict) else None for key in ("input", "output"))
         if given is None or wanted is None:
             raise UserError(f"{where}: a test has keys 'input' and 'output', found {test!r:.80}")
-        name = test.get("fn_name") or name
+        own = test.get("metadata")  # lcbv5 names the function in each test, the others in the row
+        name = test.get("fn_name") or (own.get("func_name") if isinstance(own, dict) else None) or name
         is_call = bool(name) and test.get("testtype", test.get("type")) not in ("stdin", "stdin_stdout")
         cases.append(call_case(given, wanted, where) if is_call else {"input": given, "output": wanted})
     starter = row.get("starter_code") or ""

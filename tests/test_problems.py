@@ -186,8 +186,9 @@ def test_deepcoder_rows_of_all_four_sources(tmp_path):
         {"problem": "taco stdin", "tests": json.dumps({"inputs": ["3\n"], "outputs": ["6\n"]})},
         {"problem": "codeforces", "tests": json.dumps([{"testtype": "stdin_stdout", "input": "3\n", "output": "6\n"}])},
     ]  # fmt: skip
+    rows.append({key: value for key, value in rows[0].items() if key != "metadata"})  # the name only in the test
     found = load_problems(f"deepcoder:{write_rows(tmp_path / 'rows.jsonl', rows)}")
-    assert [p.tests.kind for p in found] == ["call", "stdin", "call", "stdin", "stdin"]
+    assert [p.tests.kind for p in found] == ["call", "stdin", "call", "stdin", "stdin", "call"]
     add = "class Solution:\n    def add(self, a, b):\n        return a + b"
     for problem in found:
         right, wrong = (

@@ -1,29 +1,35 @@
-"""Verified problems -> preference pairs: sample programs, run the tests, pair what passes with what fails.
+"""Verified problems -> preference pairs: candidate programs, run the tests, pair what passes with what fails.
 
-    python train_rm.py --collect-only                 # collects, prints the funnel, keeps samples.jsonl and pairs.jsonl
-    python train_rm.py --pairs out/rm/pairs.jsonl      # trains on pairs that exist
+    python train_rm.py --collect-only                       # rollouts of a policy; leaves samples, pairs and the funnel
+    python train_rm.py --collect-only --candidates mutants --mutants 6 --problems mbpp:mbpp.jsonl --out out/mbpp
+    python train_rm.py --pairs out/mbpp/pairs.jsonl         # trains on pairs that exist
 
 The rule (CodeScaler, section "preference data"): a program that passes all tests is preferred to one that fails any.
-The rest (deduplication, caps, least number of tests, mutants of passing programs) is ours, and a line of the funnel.
+The rest (deduplication, caps, least number of tests, near misses, mutants, decontamination, augmentation) is ours; each
+rule is an argument and a line of the funnel, which says how many rows it removed.
 """
 
 import ast
+import builtins
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import random
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, field
 
-from codescaler import generate
-from extract import extract_code
+from codescaler import Tokenizer, gather_lists, generate, load_model
+from extract import Extraction, extract_code
 from problems import UserError, need, policy_prompt, read_rows
 
 
 @dataclass(frozen=True)
 class Pair:
-    """`chosen` and `rejected` are bare programs, no fences; `margin` (optional) is the pass-rate gap between them."""
+    """`chosen` and `rejected` are bare programs, no fences; `margin` (optional) is the pass-rate gap between them,
+    `num_tests` the number of tests that told them apart."""
 
     prompt: str
     chosen: str
@@ -31,6 +37,7 @@ class Pair:
     id: str
     source: str
     margin: float | None = None
+    num_tests: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,22 @@ class Sample:
     num_tests: int = 0
     source: str = ""
     parent: str | None = None
+    policy: str = ""  # the model that it was sampled from
+
+
+@dataclass
+class PairRules:
+    """What decides which programs are paired. train_rm.py's flags inherit it."""
+
+    min_tests: int = 3  # fewest tests that make a program verified
+    max_pairs: int = 8  # most pairs of two candidates a problem
+    mutants: int = 2  # mutants tried of each passing program, and most mutant pairs a problem; 0: none
+    repeat: int = 2  # runs that a passing program must pass; one that does so only sometimes is dropped
+    survivor_tests: int = 10  # fewest tests that make a passing mutant a right program; with fewer it is dropped
+    max_uses: int = 8  # most pairs that one program is in
+    near_miss: float = 0.5  # share of rejected programs that pass half of the tests or more, where there are enough
+    length_balance: float = 1.0  # largest share of pairs that the longer, or the shorter, program wins; 1: any
+    decontaminate: list = field(default_factory=list)  # problems of evaluations (SPEC): what resembles them is dropped
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -81,7 +104,7 @@ def filled(row, allow_empty_prompt):
 
 def own_pair(row, where):
     texts = {key: need(row, where, key) for key in ("prompt", "chosen", "rejected", "id")}
-    return Pair(**texts, source=row.get("source", ""), margin=row.get("margin"))
+    return Pair(**texts, source=row.get("source", ""), margin=row.get("margin"), num_tests=row.get("num_tests"))
 
 
 def codescaler_pair(row, where):
@@ -113,11 +136,13 @@ def problem_of(pair):
 
 
 def split_pairs(pairs, held_out, seed=0, by="problem"):
-    """(train, held-out); `held_out` is a fraction of the problems, whose pairs are all held out. by="pair" holds out
-    pairs of problems that are trained on: an easier question, for data with too few problems to hold any out."""
+    """(train, held-out); `held_out` is a fraction of the problems, whose pairs are all held out. Problems whose
+    statements are near duplicates are one problem here. by="pair" holds out pairs of problems that are trained on: an
+    easier question, for data with too few problems to hold any out."""
     if by not in ("problem", "pair"):
         raise UserError(f"--split {by}: expected problem or pair")
-    group_of = problem_of if by == "problem" else lambda pair: pair.id
+    cluster = near_duplicates({problem_of(p): p.prompt for p in pairs})
+    group_of = (lambda pair: cluster[problem_of(pair)]) if by == "problem" else lambda pair: pair.id
     groups = sorted({group_of(p) for p in pairs})
     random.Random(f"split-{seed}").shuffle(groups)
     test = set(groups[: max(1, round(held_out * len(groups)))]) if held_out else set()
@@ -125,30 +150,121 @@ def split_pairs(pairs, held_out, seed=0, by="problem"):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# candidates: rollouts, extracted, deduplicated, executed
+# problems that resemble each other
+
+
+def ngrams(text, n):
+    """The set of n-tuples of neighbouring words, in lower case and without punctuation.
+
+    >>> sorted(ngrams("Sort it, then sum.", 3))
+    [('it', 'then', 'sum'), ('sort', 'it', 'then')]
+    """
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(*(words[i:] for i in range(n))))
+
+
+def near_duplicates(statements, least=0.8, n=3):
+    """{problem: statement} -> {problem: cluster}; a cluster is named by one of its problems. Problems of a cluster are
+    chained by statements whose sets of `n` neighbouring words overlap by `least` (intersection over union).
+
+    Only statements that share one of their rarest n-grams are compared: two sets that overlap by `least` agree on one
+    of the first `len - ceil(least * len) + 1` in any common order (prefix filter: Chaudhuri et al. 2006).
+    """
+    grams = {problem: ngrams(text, n) for problem, text in statements.items()}
+    frequency, holders, cluster = Counter(g for found in grams.values() for g in found), {}, {p: p for p in statements}
+
+    def root(problem):
+        while cluster[problem] != problem:
+            problem = cluster[problem]
+        return problem
+
+    for problem, found in grams.items():
+        rare = sorted(found, key=lambda g: (frequency[g], g))[: len(found) - math.ceil(least * len(found)) + 1]
+        for other in {other for g in rare for other in holders.get(g, ())}:
+            if len(found & grams[other]) >= least * len(found | grams[other]):
+                cluster[root(problem)] = root(other)
+        for g in rare:
+            holders.setdefault(g, []).append(problem)
+    return {problem: root(problem) for problem in statements}
+
+
+def case_keys(tests, least=24):
+    """Texts of the test cases without spaces; those under `least` characters say too little to tell problems apart."""
+    cases = tests.cases if tests else []
+    texts = [t for c in cases for t in (c["check"].splitlines() if "check" in c else [json.dumps([*c.values()])])]
+    return {text for text in (re.sub(r"\s|\\n", "", t) for t in texts) if len(text) >= least}
+
+
+def decontaminate(problems, evaluation, n=13):
+    """Problems -> (those that do not resemble one of the problems in `evaluation`, rows of the funnel).
+
+    A problem is dropped if it shares `n` neighbouring words with a statement (a shorter statement: all of its words),
+    or a test case of some length. 13 words are the rule of GPT-3's appendix C.
+    """
+    seen, cases = set(), set()
+    for problem in evaluation:
+        seen |= ngrams(problem.prompt, n) or ngrams(problem.prompt, len(re.findall(r"\w+", problem.prompt)))
+        cases |= case_keys(problem.tests)
+    lengths = {len(gram) for gram in seen} - {0}
+    alike = {p.id for p in problems if any(ngrams(p.prompt, length) & seen for length in lengths)}
+    shared = {p.id for p in problems if case_keys(p.tests) & cases} - alike
+    kept = [p for p in problems if p.id not in alike | shared]
+    against = f"{len(evaluation)} evaluation problems (--decontaminate)"
+    return kept, [
+        ("loaded", len(problems), "before decontamination"),
+        ("loaded", len(problems) - len(alike), f"no {n} words in common with {against}: {len(alike)} removed"),
+        ("loaded", len(kept), f"no test case in common with {against}: {len(shared)} removed"),
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# programs that are the same
 
 
 class _Normalise(ast.NodeTransformer):
-    """Renames arguments and assigned variables by order of appearance and drops docstrings."""
+    """Renames arguments and local variables by order of appearance; drops docstrings and annotations of functions.
+    Names that something outside may use stay: those of the module and of keyword arguments."""
 
     def __init__(self, tree):
-        stores = (
-            n
-            for n in ast.walk(tree)
-            if isinstance(n, ast.arg) or isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-        )
-        names = dict.fromkeys(n.arg if isinstance(n, ast.arg) else n.id for n in stores)
-        self.names = {name: f"v{i}" for i, name in enumerate(names)}
+        outside = {k.arg for k in ast.walk(tree) if isinstance(k, ast.keyword)} | module_names(tree)
+        names = (n.arg if isinstance(n, ast.arg) else n.id for n in ast.walk(tree) if binds(n))
+        self.names = {name: f"v{i}" for i, name in enumerate(dict.fromkeys(n for n in names if n not in outside))}
 
     def visit_Name(self, node):
         return ast.copy_location(ast.Name(self.names.get(node.id, node.id), node.ctx), node)
 
     def visit_arg(self, node):
-        return ast.copy_location(ast.arg(self.names[node.arg]), node)
+        return ast.copy_location(ast.arg(self.names.get(node.arg, node.arg)), node)
 
-    def visit_Expr(self, node):
-        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return ast.Pass() if is_text else self.generic_visit(node)
+    def generic_visit(self, node):
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [s for s in node.body if not is_text(s)] or [ast.Pass()]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        return super().generic_visit(node)
+
+
+def binds(node):
+    return isinstance(node, ast.arg) or isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+def is_text(statement):
+    """A statement that is only a string: a docstring, or a comment of another kind."""
+    value = getattr(statement, "value", None)
+    return isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def module_names(tree):
+    """Names bound outside of functions (of the module or of a class) or declared global: a test may use them."""
+    names, todo = set(), [tree]
+    while todo:
+        for node in ast.iter_child_nodes(todo.pop()):
+            if binds(node):
+                names.add(node.id)
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                todo.append(node)
+    declared = (n.names for n in ast.walk(tree) if isinstance(n, ast.Global | ast.Nonlocal))
+    return names.union(*declared)
 
 
 def normalised(code):
@@ -159,49 +275,90 @@ def normalised(code):
     """
     try:
         tree = ast.parse(code)
-        return ast.unparse(_Normalise(tree).visit(tree))
+        return ast.unparse(ast.fix_missing_locations(_Normalise(tree).visit(tree)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return code
 
 
-COMPARISONS = {ast.Gt: ast.GtE, ast.Lt: ast.LtE, ast.Eq: ast.NotEq}
-OPERATORS = {ast.Add: ast.Sub, ast.Mod: ast.FloorDiv, ast.Mult: ast.Pow, ast.And: ast.Or}
-SWAPS = {**COMPARISONS, **OPERATORS, **{b: a for a, b in [*COMPARISONS.items(), *OPERATORS.items()]}}
+def laid_out(code):
+    """A program's text in the layout of `ast.unparse`, without comments: equal texts behave alike in every test, which
+    `normalised` does not promise (a test may name an argument: `f(xs=[1])`)."""
+    try:
+        return ast.unparse(ast.parse(code))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code
 
 
-def replacements(node):
-    """What may stand in a node's place in a mutant; None means that the statement is dropped."""
-    if type(node) in SWAPS:  # comparison, boundary, operator
-        return [SWAPS[type(node)]()]
+# ----------------------------------------------------------------------------------------------------------------------
+# mutants: a right program with one small change
+
+COMPARISONS = {ast.Gt: ast.Lt, ast.GtE: ast.LtE, ast.Eq: ast.NotEq, ast.In: ast.NotIn, ast.Is: ast.IsNot}
+BOUNDARIES = {ast.Gt: ast.GtE, ast.Lt: ast.LtE}
+OPERATORS = {ast.Add: ast.Sub, ast.Mod: ast.FloorDiv, ast.Mult: ast.Pow, ast.And: ast.Or, ast.BitAnd: ast.BitOr}
+SWAPS = {
+    operator: table | {b: a for a, b in table.items()}
+    for operator, table in (("comparison", COMPARISONS), ("boundary", BOUNDARIES), ("operator", OPERATORS))
+}
+CALLS = {"min": "max", "any": "all", "max": "min", "all": "any"}
+
+
+def replacements(node, name, variables):
+    """[(operator, what may stand in the place of `node`)]; None there means that the statement is dropped. `name` is
+    the field of its parent that the node is in, `variables` the names that the program assigns."""
+    found = [(operator, table[type(node)]()) for operator, table in SWAPS.items() if type(node) in table]
+    if name in ("test", "ifs"):
+        found += [("branch", ast.UnaryOp(ast.Not(), node))]
     if isinstance(node, ast.Constant) and type(node.value) is bool:
-        return [ast.Constant(not node.value)]
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        return [ast.Constant(node.value + 1), ast.Constant(abs(node.value - 1))]
-    if isinstance(node, ast.UnaryOp):  # a lost `not` or minus sign
-        return [node.operand]
-    if isinstance(node, ast.IfExp):  # a lost special case
-        return [node.body]
-    if isinstance(node, ast.Slice) and node.step is None and (node.lower is None) != (node.upper is None):
-        return [ast.Slice(node.upper, node.lower)]
-    if isinstance(node, (ast.Assign, ast.AugAssign)):
-        return [None]
-    return []
+        found += [("constant", ast.Constant(not node.value))]
+    elif isinstance(node, ast.Constant) and type(node.value) is int:
+        found += [("constant", ast.Constant(value)) for value in (node.value + 1, abs(node.value - 1))]
+    elif isinstance(node, ast.UnaryOp):  # a lost `not` or minus sign
+        found += [("operator", node.operand)]
+    elif isinstance(node, ast.IfExp):  # a lost special case
+        found += [("branch", node.body), ("branch", node.orelse)]
+    elif isinstance(node, ast.Slice) and node.step is None and (node.lower is None) != (node.upper is None):
+        found += [("slice", ast.Slice(node.upper, node.lower))]
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in variables:
+        found += [("variable", ast.Name(other, ast.Load())) for other in variables if other != node.id]
+    elif isinstance(node, ast.Name) and node.id in CALLS:
+        found += [("operator", ast.Name(CALLS[node.id], ast.Load()))]
+    elif isinstance(node, ast.Return) and isinstance(node.value, ast.BinOp):
+        found += [("return", ast.Return(side)) for side in (node.value.left, node.value.right)]
+    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Call) and node.value.args:
+        found += [("return", ast.Return(node.value.args[0]))]
+    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Compare | ast.BoolOp):
+        found += [("return", ast.Return(ast.UnaryOp(ast.Not(), node.value)))]
+    elif isinstance(node, ast.Assign | ast.AugAssign | ast.Expr | ast.Break | ast.Continue) and not is_text(node):
+        found += [("statement", None)]
+    elif isinstance(node, ast.If):
+        found += [("statement", None)]
+    return found
 
 
 def mutants(code, count, seed=0):
-    """Up to `count` different programs, each with one small change in the syntax tree of `code`."""
+    """Up to `count` different programs, each with one small change in the syntax tree of `code`: comparison, boundary,
+    operator, constant, branch, slice, return, variable or a dropped statement, as evenly as the program allows."""
     if count <= 0:
         return []
-    tree, sites = ast.parse(code), []
+    tree, sites = ast.parse(code), {}
+    inside = {
+        n.target.id for n in ast.walk(tree) if isinstance(n, ast.comprehension) and isinstance(n.target, ast.Name)
+    }
+    variables = sorted({n.arg if isinstance(n, ast.arg) else n.id for n in ast.walk(tree) if binds(n)} - inside)
     for number, node in enumerate(ast.walk(tree)):
         for name, value in ast.iter_fields(node):
             for i, child in enumerate(value if isinstance(value, list) else [value]):
                 if isinstance(child, ast.AST):
-                    negated = [ast.UnaryOp(ast.Not(), child)] if name in ("test", "ifs") else []
-                    sites += [(number, name, i, new) for new in replacements(child) + negated]
-    random.Random(f"mutants-{seed}-{code}").shuffle(sites)
-    found = {}
-    for number, name, i, new in sites:
+                    for operator, new in replacements(child, name, variables):
+                        sites.setdefault(operator, []).append((number, name, i, new))
+    rng = random.Random(f"mutants-{seed}-{code}")
+    kinds = list(sites.values())
+    rng.shuffle(kinds)
+    for kind in kinds:
+        rng.shuffle(kind)
+    same, found = ast.unparse(tree), {}
+    dealt = (kind[turn] for turn in range(max(map(len, kinds), default=0)) for kind in kinds if turn < len(kind))
+    for number, name, i, new in dealt:
         changed = ast.parse(code)
         node = list(ast.walk(changed))[number]
         value = getattr(node, name)
@@ -211,133 +368,249 @@ def mutants(code, count, seed=0):
             value[i] = new
         elif len(value) > 1:
             del value[i]
-        found[ast.unparse(ast.fix_missing_locations(changed))] = None
+        mutant = ast.unparse(ast.fix_missing_locations(changed))
+        if mutant != same:
+            found[mutant] = None
         if len(found) == count:
             break
-    found.pop(ast.unparse(tree), None)
     return list(found)
 
 
-def execute(sandbox, jobs, stop_early=True):
+# ----------------------------------------------------------------------------------------------------------------------
+# candidates: rollouts, a file of samples or mutants of the solutions; extracted, executed
+
+
+def execute(sandbox, jobs, stop_early=True, repeat=1):
     """[(problem, code or None)] -> [Result or None], running equal programs of a problem once.
 
     None where there is no program or the problem has no tests.
     """
-    keys = [(p.id, normalised(code)) if code is not None and p.tests else None for p, code in jobs]
+    keys = [(p.id, laid_out(code)) if code is not None and p.tests else None for p, code in jobs]
     first = {key: job for key, job in zip(reversed(keys), reversed(jobs)) if key is not None}
-    results = sandbox.map([(code, p.tests) for p, code in first.values()], stop_early=stop_early)
+    results = sandbox.map([(code, p.tests) for p, code in first.values()], stop_early=stop_early, repeat=repeat)
     by_key = dict(zip(first, results))
     return [by_key.get(key) for key in keys]
 
 
-def collect_samples(problems, model, tokenizer, sandbox, args, done=(), progress=None):
-    """Yields lists of Sample, a few problems at a time: rollout, extract, execute. Problems in `done` are skipped.
-
-    With args.mutants, each passing program is also mutated that often. args: group (samples a problem), temperature,
-    max_new_tokens, seed, prompt_style, extract, mutants.
-    """
-    for at in range(0, len(problems), 128):
-        chunk = [(at + i, p) for i, p in enumerate(problems[at : at + 128]) if p.id not in done]
-        if not chunk:
-            continue
-        prompts = [
-            tokenizer.encode(tokenizer.chat([{"role": "user", "content": policy_prompt(p, args.prompt_style)}], True))
-            for _, p in chunk
-        ]
-        completions = generate(
-            model, prompts, n=args.group, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-            stop_ids=tokenizer.stop_ids, seed=args.seed, prompt_keys=[key for key, _ in chunk],
-        )  # fmt: skip
-        texts = [(p, tokenizer.decode(c.ids)) for (_, p), group in zip(chunk, completions) for c in group]
-        found = [extract_code(text, args.extract) for _, text in texts]
-        results = execute(sandbox, [(p, e.code) for (p, _), e in zip(texts, found)], stop_early=False)
-        samples = [
-            Sample(
-                p.id, p.prompt, text, e.code, e.reason, r and verdict_of(r), r and r.pass_rate,
-                len(p.tests.cases), p.source,
-            )
-            for (p, text), e, r in zip(texts, found, results)
-        ]  # fmt: skip
-        passing = {(s.problem, normalised(s.code)): s for s in reversed(samples) if s.verdict == "pass"}
-        made = [(s, code) for s in passing.values() for code in mutants(s.code, args.mutants, args.seed)]
-        problem_by_id = {p.id: p for _, p in chunk}
-        results = execute(sandbox, [(problem_by_id[s.problem], code) for s, code in made])
-        samples += [
-            Sample(
-                s.problem, s.prompt, "", code, "ok", verdict_of(r), r.pass_rate, s.num_tests, s.source,
-                parent=ast.unparse(ast.parse(s.code)),
-            )
-            for (s, code), r in zip(made, results)
-        ]  # fmt: skip
-        order = {p.id: i for i, p in chunk}  # a problem's rows stand together: a kill leaves one problem unfinished
-        yield sorted(samples, key=lambda s: order[s.problem])
-
-
 def verdict_of(result):
-    """One word for a program: "pass", or the first verdict that is not."""
-    return "pass" if result.passed else next(v for v in result.verdicts if v != "pass")
+    """One word for a program: "pass", "flaky" if it passed in one run and not in the next, or the first verdict that
+    is not a pass."""
+    if result.passed or result.detail.startswith("flaky"):
+        return "pass" if result.passed else "flaky"
+    return next(v for v in result.verdicts if v != "pass")
+
+
+def verify(sandbox, answers, policy, args):
+    """[(problem, completion, Extraction)] -> list of Sample with verdicts, and with `args.mutants` mutants of each
+    passing program. The rows of a problem stand together: a kill leaves one problem unfinished."""
+
+    def samples_of(rows):
+        results = execute(sandbox, [(p, code) for p, _, code, *_ in rows], stop_early=False, repeat=args.repeat)
+        return [
+            Sample(
+                p.id, p.prompt, completion, code, reason, r and verdict_of(r), r and r.pass_rate,
+                len(p.tests.cases), p.source, parent, policy,
+            )
+            for (p, completion, code, reason, parent), r in zip(rows, results)
+        ]  # fmt: skip
+
+    problem_by_id = {p.id: p for p, _, _ in answers}
+    samples = samples_of([(p, completion, e.code, e.reason, None) for p, completion, e in answers])
+    passing = {(s.problem, normalised(s.code)): s for s in reversed(samples) if s.verdict == "pass"}
+    samples += samples_of(
+        [
+            (problem_by_id[s.problem], "", code, "ok", laid_out(s.code))
+            for s in passing.values()
+            for code in mutants(s.code, args.mutants, args.seed)
+        ]
+    )
+    order = {problem: i for i, problem in enumerate(problem_by_id)}
+    return sorted(samples, key=lambda s: order[s.problem])
+
+
+def rollouts(model, tokenizer, numbered, args):
+    """[(number, problem)] -> [(problem, completion, Extraction)], args.group of each problem. `number` is the key of
+    the problem's random numbers."""
+    prompts = [
+        tokenizer.encode(tokenizer.chat([{"role": "user", "content": policy_prompt(p, args.prompt_style)}], True))
+        for _, p in numbered
+    ]
+    completions = generate(
+        model, prompts, n=args.group, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
+        stop_ids=tokenizer.stop_ids, seed=args.seed, prompt_keys=[number for number, _ in numbered],
+    )  # fmt: skip
+    texts = [(p, tokenizer.decode(c.ids)) for (_, p), group in zip(numbered, completions) for c in group]
+    return [(p, text, extract_code(text, args.extract)) for p, text in texts]
+
+
+def given_programs(problems, args):
+    """{problem id: [(completion, Extraction)]} without a model: the problems' own solutions (--candidates mutants) or a
+    file whose rows have `problem` and `completion` or `code`, such as any samples.jsonl. Raises UserError if there is
+    nothing for these problems."""
+    found = {}
+    if args.candidates == "mutants":
+        found = {p.id: [("", Extraction(p.solution, "ok"))] for p in problems if p.solution}
+    else:
+        for row, where in read_rows(args.candidates):
+            if "header" not in row and not row.get("parent"):  # a store's first row; a mutant, which is made again
+                found.setdefault(need(row, where, "problem"), []).append(candidate(row, where, args.extract))
+    if not any(p.id in found for p in problems):
+        raise UserError(f"--candidates {args.candidates}: no program for any of {len(problems)} problems; expected "
+                        "mutants (the problems need solutions) or a file with the ids of --problems")  # fmt: skip
+    return found
+
+
+def candidate(row, where, extract):
+    """A row of a file of samples -> (completion, Extraction)."""
+    if row.get("completion"):
+        return row["completion"], extract_code(row["completion"], extract)
+    code = need(row, where, "code")
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "", Extraction(None, "syntax_error")
+    return "", Extraction(code, "ok")
+
+
+def collect_samples(problems, args, sandbox, done=(), device=None, rank=0, world=1):
+    """Yields lists of Sample, a few problems at a time, the same on all ranks; each rank does its share of them. What
+    is in `done`, a set of (policy, problem id), is skipped.
+
+    args: PairRules, and candidates, policy, group, temperature, max_new_tokens, seed, prompt_style, extract.
+    """
+    for policy in args.policy if args.candidates == "policy" else [""]:
+        if policy:
+            model, tokenizer = load_model(policy, head="lm", device=device), Tokenizer(policy)
+        else:
+            given = given_programs(problems, args)
+        todo = [(number, p) for number, p in enumerate(problems) if (policy, p.id) not in done]
+        for at in range(0, len(todo), 128 * world):
+            mine = todo[at : at + 128 * world][rank::world]
+            if policy:
+                answers = rollouts(model, tokenizer, mine, args)
+            else:
+                answers = [(p, *answer) for _, p in mine for answer in given.get(p.id, ())]
+            yield gather_lists(verify(sandbox, answers, policy, args))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the pair rule
 
-NOT_GRADED = (None, "harness_error", "unsupported")
+NOT_GRADED = (None, "harness_error", "unsupported", "flaky")
 MUTANT = "/mutant"  # ends the source of a pair whose rejected program is a mutant
 
 
-def make_pairs(samples, max_pairs=4, min_tests=3, seed=0, max_mutants=2):
-    """Samples -> (pairs, funnel): all-pass over any-fail within a problem, at most `max_pairs` a problem, and at most
-    `max_mutants` passing programs over a failing mutant of theirs.
+def make_pairs(samples, rules, seed=0):
+    """Samples -> (pairs, funnel): all-pass over any-fail within a problem, and pairs whose rejected program is a mutant
+    of a passing one. `rules`: a PairRules.
 
-    Pairs of a problem are dealt so that no program is used twice before each other one was used once: a popular wrong
-    program must not outvote the rest. `funnel` is a list of (what, how many are left, rule).
+    `funnel` is a list of (what, how many are left, the rule with its value and how many it removed).
     """
-    by_problem = {}
-    for sample in samples:
-        by_problem.setdefault(sample.problem, []).append(sample)
-    mutant_pairs = []
-    counts = dict.fromkeys(("samples", "valid", "unique", "executed", "passing", "with both", "mutants"), 0)
-    pairs = []
-    for problem, everything in by_problem.items():
-        # A mutant that passes proves little and is dropped; both sides are unparsed, so that layout tells nothing.
-        wrong_mutants = [s for s in everything if s.parent and s.verdict not in ("pass", *NOT_GRADED)]
-        counts["mutants"] += len(wrong_mutants)
-        if wrong_mutants and wrong_mutants[0].num_tests >= min_tests:
-            random.Random(f"mutant-pairs-{seed}-{problem}").shuffle(wrong_mutants)
-            mutant_pairs += [
-                Pair(s.prompt, s.parent, s.code, f"{problem}#mutant{i}", f"{s.source}{MUTANT}", 1.0 - s.pass_rate)
-                for i, s in enumerate(wrong_mutants[:max_mutants])
-            ]
-        group = [s for s in everything if not s.parent]
-        valid = [s for s in group if s.code is not None]
-        unique = list({normalised(s.code): s for s in reversed(valid)}.values())
-        # A harness error says nothing about the program, and a pass on two tests says little.
-        graded = [s for s in unique if s.verdict not in NOT_GRADED and s.num_tests >= min_tests]
-        good = [s for s in graded if s.verdict == "pass"]
-        bad = [s for s in graded if s.verdict != "pass"]
-        for key, found in zip(counts, (group, valid, unique, graded, good), strict=False):
-            counts[key] += len(found)
-        counts["with both"] += bool(good and bad)
-        rng = random.Random(f"pairs-{seed}-{problem}")
-        rng.shuffle(good)
-        rng.shuffle(bad)
-        for i in range(min(max_pairs, len(good) * len(bad))):
-            # Shifting by one a round visits every couple once: (0,0) (1,1) .. and, after a round, (0,1) (1,2) ..
-            g, b = good[i % len(good)], bad[(i + i // math.lcm(len(good), len(bad))) % len(bad)]
-            pairs.append(Pair(g.prompt, g.code, b.code, f"{problem}#{i}", g.source, 1.0 - b.pass_rate))
-    funnel = [
-        ("problems", len(by_problem), "with tests"),
-        ("samples", counts["samples"], "sampled from the policy"),
-        ("valid", counts["valid"], "exactly one valid program, by extract.py"),
-        ("unique", counts["unique"], "one of each normalised syntax tree a problem"),
-        ("executed", counts["executed"], f"at least {min_tests} tests (--min-tests), no harness error"),
-        ("passing", counts["passing"], "programs that pass all tests"),
-        ("with both", counts["with both"], "problems with a passing and a failing program"),
-        ("pairs", len(pairs), f"all-pass over any-fail, at most {max_pairs} a problem (--max-pairs)"),
-        ("mutants", counts["mutants"], "passing programs with one small change that fail a test (--mutants)"),
-        ("mutant pairs", len(mutant_pairs), f"a passing program over its mutant, at most {max_mutants} a problem"),
-    ]
+    rng = random.Random(f"pairs-{seed}")
+    funnel = [("problems", len({s.problem for s in samples}), "with tests")]
+    programs, changed = [s for s in samples if not s.parent], [s for s in samples if s.parent]
+
+    funnel.append(("samples", len(programs), "candidates: rollouts, programs of a file or reference solutions"))
+    valid = keep(funnel, "valid", programs, lambda s: s.code is not None, "exactly one valid program, by extract.py")
+    groups = by_problem(graded(funnel, ("unique", "executed"), valid, rules.min_tests))
+    passing = {problem: [s for s in group if s.verdict == "pass"] for problem, group in groups.items()}
+    failing = {problem: [s for s in group if s.verdict != "pass"] for problem, group in groups.items()}
+    funnel.append(("passing", sum(map(len, passing.values())), "programs that pass all tests"))
+    both = [problem for problem in groups if passing[problem] and failing[problem]]
+    funnel.append(("with both", len(both), "problems with a passing and a failing program"))
+    dealt = []
+    for problem in both:
+        rng.shuffle(passing[problem])
+        bad = near_misses(failing[problem], rules.near_miss, rng)
+        # Shifting by one a round visits every couple once: (0,0) (1,1) .. and, after a round, (0,1) (1,2) ..; no
+        # program is used twice before each other one was used once: a popular wrong one must not outvote the rest.
+        good, turns = passing[problem], math.lcm(len(passing[problem]), len(bad))
+        dealt.append([(good[i % len(good)], bad[(i + i // turns) % len(bad)]) for i in range(len(good) * len(bad))])
+    pairs = select(funnel, "pairs", dealt, rules.max_pairs, "--max-pairs", rules, rng)
+
+    changed = graded(funnel, ("mutants", "mutants"), changed, rules.min_tests)
+    changed = keep(
+        funnel, "mutants", changed, lambda s: s.verdict != "pass" or s.num_tests >= rules.survivor_tests,
+        f"a mutant that passes is right only with {rules.survivor_tests} tests or more (--survivor-tests)",
+    )  # fmt: skip
+    dealt = []
+    for group in by_problem(changed).values():
+        right = {s.parent: [dataclasses.replace(s, code=s.parent)] for s in group}
+        for s in group:
+            right[s.parent] += [s] if s.verdict == "pass" else []
+        bad = near_misses([s for s in group if s.verdict != "pass"], rules.near_miss, rng)
+        dealt.append([(right[s.parent][i % len(right[s.parent])], s) for i, s in enumerate(bad)])
+    mutant_pairs = select(funnel, "mutant pairs", dealt, rules.mutants, "--mutants", rules, rng)
     return pairs + mutant_pairs, funnel
+
+
+def keep(funnel, what, rows, test, rule):
+    """The rows that pass `test`, and a line of the funnel."""
+    kept = [row for row in rows if test(row)]
+    funnel.append((what, len(kept), f"{rule}: {len(rows) - len(kept)} removed"))
+    return kept
+
+
+def by_problem(samples):
+    groups = {}
+    for sample in samples:
+        groups.setdefault(sample.problem, []).append(sample)
+    return groups
+
+
+def graded(funnel, what, samples, min_tests):
+    """One sample of each program of a problem, of those whose verdict says something."""
+    first = {(s.problem, normalised(s.code)): s for s in reversed(samples)}
+    # A mutant equal to the program that it was made from is no mutant.
+    first = [s for (_, tree), s in reversed(first.items()) if not s.parent or tree != normalised(s.parent)]
+    unique, executed = what
+    numbers = set(map(id, first))
+    samples = keep(funnel, unique, samples, lambda s: id(s) in numbers, "one of each normalised syntax tree a problem")
+    rule = f"at least {min_tests} tests (--min-tests)"
+    samples = keep(funnel, executed, samples, lambda s: s.num_tests >= min_tests, rule)
+    rule = "the same verdict when a passing program is run again (--repeat)"
+    samples = keep(funnel, executed, samples, lambda s: s.verdict != "flaky", rule)
+    return keep(funnel, executed, samples, lambda s: s.verdict not in NOT_GRADED, "a verdict, no harness error")
+
+
+def near_misses(failing, share, rng):
+    """Failing programs in random order, but so that of the first n about `share` * n pass half of the tests or more."""
+    rng.shuffle(failing)
+    near, far = ([s for s in failing if (s.pass_rate >= 0.5) == wanted] for wanted in (True, False))
+    order, taken = [], 0
+    while near or far:
+        from_near = bool(near) and (not far or taken < share * (len(order) + 1))
+        order.append((near if from_near else far).pop())
+        taken += from_near
+    return order
+
+
+def select(funnel, what, dealt, most, flag, rules, rng):
+    """Couples (passing, failing sample) of each problem, in the order in which they are wanted -> pairs."""
+    funnel.append((what, sum(map(len, dealt)), "couples of a passing and a failing program of a problem"))
+    pairs, overused, kind = [], 0, "mutant" if what == "mutant pairs" else ""
+    for couples in dealt:
+        uses, number = Counter(), 0
+        for good, bad in couples:
+            if max(uses[good.code], uses[bad.code]) >= rules.max_uses:
+                overused += 1
+            elif number < most:
+                uses.update((good.code, bad.code))
+                pair_id, source = f"{good.problem}#{kind}{number}", good.source + (MUTANT if kind else "")
+                gap = 1.0 - bad.pass_rate
+                pairs.append(Pair(good.prompt, good.code, bad.code, pair_id, source, gap, good.num_tests))
+                number += 1
+    left = funnel[-1][1] - overused
+    funnel.append((what, left, f"at most {rules.max_uses} with one program (--max-uses): {overused} removed"))
+    removed, near = left - len(pairs), sum(pair.margin <= 0.5 for pair in pairs)
+    rule = f"at most {most} a problem ({flag}): {removed} removed"
+    funnel.append((what, len(pairs), f"{rule}; near misses {near}, sought {rules.near_miss:.0%} (--near-miss)"))
+    ahead = [[p for p in pairs if sign * len(p.chosen) > sign * len(p.rejected)] for sign in (1, -1)]
+    more, share = max(ahead, key=len), rules.length_balance
+    most = len(more) if share >= 1 else int((len(pairs) - len(more)) * share / (1 - share))
+    surplus = set(map(id, rng.sample(more, max(0, len(more) - most))))
+    rule = f"the longer, or the shorter, wins at most {share:.0%} (--length-balance)"
+    return keep(funnel, what, pairs, lambda pair: id(pair) not in surplus, rule)
 
 
 def print_funnel(funnel):
@@ -352,3 +625,134 @@ def write_jsonl(path, rows):
         file.flush()
         os.fsync(file.fileno())
     os.replace(f"{path}.tmp", path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# augmentation, ours: rewrites that change nothing, and programs that only look right
+
+NAMES = "value item total result current count index acc temp data found entry left right best".split()
+REMARKS = ("main part", "helper values", "go on", "prepare", "next step", "see the statement", "as described")
+CLAIMS = (
+    "Correct solution: passes all tests.",
+    "Verified against every test case, including the edge cases.",
+    "This is the accepted reference implementation.",
+)
+INTROSPECTION = {"eval", "exec", "locals", "globals", "vars", "dir", "__import__"}
+
+
+class _Rename(ast.NodeTransformer):
+    def __init__(self, names):
+        self.names = names
+
+    def visit_Name(self, node):
+        return ast.copy_location(ast.Name(self.names.get(node.id, node.id), node.ctx), node)
+
+
+def renamed(code, rng):
+    """The program with other names for the variables of its functions. Arguments keep theirs, since a test may name
+    them; so does every name that is also bound in another way, and all of them where code is looked at by name."""
+    tree = ast.parse(code)
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    words = set(re.findall(r"\w+", code))
+    fixed = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | module_names(tree) | set(dir(builtins))
+    for node in ast.walk(tree):  # functions, classes, imports, `except .. as name`, patterns
+        fixed |= {value for key in ("name", "asname", "rest") if isinstance(value := getattr(node, key, None), str)}
+    local = sorted({n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and binds(n)} - fixed)
+    if used & INTROSPECTION or not local:
+        return code
+    fresh = [n for n in NAMES if n not in words | fixed]
+    rng.shuffle(fresh)
+    fresh += [f"{word}_{i}" for i, word in enumerate(NAMES * len(local)) if f"{word}_{i}" not in words | fixed]
+    return ast.unparse(_Rename(dict(zip(local, fresh))).visit(tree))
+
+
+def stripped(code):
+    """The program without comments, docstrings and its layout."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [s for s in node.body if not is_text(s)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def commented(code, rng):
+    """The program with remarks that say nothing, each on a line of its own before a statement."""
+    lines, starts = code.split("\n"), {}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.stmt) and not lines[node.lineno - 1][: node.col_offset].strip():
+            starts[node.lineno - 1] = lines[node.lineno - 1][: node.col_offset]
+    for at in sorted(rng.sample(sorted(starts), min(2, len(starts))), reverse=True):
+        lines.insert(at, f"{starts[at]}# {rng.choice(REMARKS)}")
+    return "\n".join(lines)
+
+
+def rewrites(code, seed=0):
+    """{"renamed" | "stripped" | "commented": program}: the same program in other words. What would not change is left
+    out, and so is everything of a text that is no Python."""
+    rng = random.Random(f"rewrites-{seed}-{code}")
+    try:
+        found = {"renamed": renamed(code, rng), "stripped": stripped(code), "commented": commented(code, rng)}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    return {name: text for name, text in found.items() if text != code}
+
+
+def vacuous(code):
+    """A program with the functions of `code`, none of which does anything."""
+    tree = ast.parse(code)
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for function in functions:
+        function.body = [ast.Return(ast.Constant(None))]
+    return ast.unparse(ast.fix_missing_locations(tree)) if functions else "print()"
+
+
+def adversarial(pair, other, seed=0):
+    """{"claim" | "vacuous" | "other problem": program}, wrong programs that look right: the rejected one with a comment
+    that claims success, the chosen one emptied, and `other`, the right program of another problem. The last two were
+    not executed: a problem may be solved by them by chance."""
+    rng = random.Random(f"adversarial-{seed}-{pair.id}")
+    found = {"claim": f"# {rng.choice(CLAIMS)}\n{pair.rejected}", "other problem": other}
+    try:
+        found["vacuous"] = vacuous(pair.chosen)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    return {name: code for name, code in found.items() if normalised(code) != normalised(pair.chosen)}
+
+
+def other_programs(pairs, seed=0):
+    """For each pair a chosen program of another problem; its own rejected one where there is no other problem."""
+    rng, found = random.Random(f"other-{seed}"), []
+    for pair in pairs:
+        drawn = (rng.choice(pairs) for _ in range(20))
+        found.append(next((p.chosen for p in drawn if problem_of(p) != problem_of(pair)), pair.rejected))
+    return found
+
+
+def augment(pairs, seed=0, rewritten=0.5, adversarial_share=0.25):
+    """Pairs to add to `pairs`: for a share `rewritten` of them one with both sides rewritten, and for a share
+    `adversarial_share` one whose rejected program only looks right. Ours: CodeScalerPair as released has neither.
+
+    An added pair belongs to the problem of the pair that it was made from, and the end of its source names its kind.
+    """
+    rng, added = random.Random(f"augment-{seed}"), []
+
+    def add(pair, kind, chosen, rejected):
+        name = pair.id + ("+" if "#" in pair.id else "#") + kind
+        added.append(
+            dataclasses.replace(pair, chosen=chosen, rejected=rejected, id=name, source=f"{pair.source}/{kind}")
+        )
+
+    for pair, other in zip(pairs, other_programs(pairs, seed)):
+        if rng.random() < rewritten:
+            # Every side is rewritten in a way of its own: the way must not tell which side is right.
+            sides = [rewrites(code, seed) or {"same": code} for code in (pair.chosen, pair.rejected)]
+            sides = [rng.choice([*side.values()]) for side in sides]
+            if sides != [pair.chosen, pair.rejected]:
+                add(pair, "rewritten", *sides)
+        if rng.random() < adversarial_share:
+            found = adversarial(pair, other, seed)
+            kind = rng.choice(sorted(found))
+            # A claim stands on right programs too, or its absence would tell them.
+            claim = found[kind].partition("\n")[0] + "\n" if kind == "claim" and rng.random() < 0.5 else ""
+            add(pair, kind.split()[0], claim + pair.chosen, found[kind])
+    return added

@@ -2,6 +2,7 @@
 
     torchrun train_rm.py                                          # the toy run: collect pairs, fine-tune tiny/reward
     torchrun train_rm.py --collect-only                           # only collect pairs
+    torchrun train_rm.py --candidates mutants --problems mbpp:FILE.jsonl     # from mutants of the solutions, no policy
     torchrun train_rm.py --pairs codescalerpair:FILE.jsonl        # train on pairs that exist
     torchrun train_rm.py --init tiny/policy                       # from a policy: a reward head of zeros
 
@@ -26,7 +27,7 @@ import math
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -54,12 +55,18 @@ from codescaler import (
 from pairs import (
     MUTANT,
     NOT_GRADED,
+    PairRules,
     Sample,
+    adversarial,
+    augment,
     collect_samples,
+    decontaminate,
     load_pairs,
     make_pairs,
+    other_programs,
     print_funnel,
     problem_of,
+    rewrites,
     split_pairs,
     write_jsonl,
 )
@@ -70,24 +77,23 @@ COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,to
 
 
 @dataclass
-class Args:
+class Args(PairRules):
     # the model
     init: str = "tiny/reward"  # what to start from: a reward model, or a policy (then a head of zeros)
     out: str = "out/rm"  # run folder
-    # pairs: a file, or collected from a policy
+    # pairs: a file, or collected; the rules above say which programs are paired
     pairs: str | None = None  # pair file to train on; without it pairs are collected
     allow_empty_prompt: bool = False  # accept --pairs rows whose statement is null
     problems: str = "toy:train"  # problems to collect on (SPEC[,SPEC...])
-    policy: str = "tiny/policy"  # model whose programs are paired
+    candidates: str = "policy"  # programs to pair: of the policy, mutants (of the solutions), or a file of samples
+    policy: list = field(default_factory=lambda: ["tiny/policy"])  # models to sample from, early and late ones of a run
     group: int = 8  # samples a problem
     temperature: float = 1.0  # sampling temperature
     max_new_tokens: int = 160  # longest sampled answer
     prompt_style: str = "plain"  # plain or lcb: the policy's prompt
     extract: str = "strict"  # extraction mode
     sandbox: str = "strict"  # isolation level: strict or basic
-    min_tests: int = 3  # fewest tests that make a program verified
-    max_pairs: int = 8  # most pairs a problem
-    mutants: int = 2  # mutants tried of each passing program, and most mutant pairs a problem; 0: on-policy pairs only
+    augment: bool = False  # add rewritten pairs and wrong programs that look right to the training pairs
     collect_only: bool = False  # stop when the pairs are written
     limit: int | None = None  # rows of any data that is loaded
     # training
@@ -99,7 +105,8 @@ class Args:
     lr: float = 5e-4  # peak learning rate; warmup over 5% of the steps, then a cosine to a tenth
     weight_decay: float = 0.01  # AdamW, matrices only
     margin: float = 0.0  # weight of a pair's margin (the share of tests the rejected program fails) in the loss
-    center: float = 0.0  # weight of (chosen + rejected)^2, which keeps scores around 0
+    center: float = 0.01  # weight of (chosen + rejected - 2 * center_at)^2 in the loss
+    center_at: float = 3.0  # mean score of a pair that --center pulls to: what is wrong should not go far below 0
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     checkpointing: bool = False  # less memory, a third more time: recompute activations in the backward pass
@@ -113,16 +120,16 @@ class Args:
 # loss and batches
 
 
-def pairwise_loss(chosen_P, rejected_P, margin_P=0.0, center=0.0, count=None):
+def pairwise_loss(chosen_P, rejected_P, margin_P=0.0, center=0.0, count=None, center_at=0.0):
     """Bradley-Terry: -log sigmoid(chosen - rejected - margin), summed over P pairs and divided by `count` (default P).
 
-    center * (chosen + rejected)^2 pulls the scores of a pair around 0, the only thing the first term leaves free.
-    At equal scores the loss is ln 2:
+    center * (chosen + rejected - 2 center_at)^2 pulls the mean score of a pair to `center_at`, the only thing that the
+    first term leaves free (TRL's center_rewards_coefficient has center_at 0). At equal scores the loss is ln 2:
 
     >>> round(pairwise_loss(torch.zeros(3), torch.zeros(3)).item(), 4)
     0.6931
     """
-    losses_P = -F.logsigmoid(chosen_P - rejected_P - margin_P) + center * (chosen_P + rejected_P) ** 2
+    losses_P = -F.logsigmoid(chosen_P - rejected_P - margin_P) + center * (chosen_P + rejected_P - 2 * center_at) ** 2
     return losses_P.sum() / (count or len(losses_P))
 
 
@@ -400,57 +407,94 @@ def execution_report(programs, path, init, device):
     return lines, result | {"auc": calibration["auc"], "ece": calibration["ece"]}, calibration
 
 
+def flip_report(held_out, path, device, seed):
+    """How easily the reward model is misled -> (lines, result), on a pair a held-out problem that it ranks right: how
+    often another way to write a side turns the order, and how often a wrong program made to look right wins."""
+    pairs = list({problem_of(p): p for p in reversed(held_out) if not p.source.endswith(MUTANT)}.values())
+    attacks = []  # (pair, kind, chosen, rejected)
+    for i, (pair, other) in enumerate(zip(pairs, other_programs(pairs, seed), strict=True)):
+        attacks += [(i, "rewrite: " + kind, code, pair.rejected) for kind, code in rewrites(pair.chosen, seed).items()]
+        attacks += [(i, "rewrite: " + kind, pair.chosen, code) for kind, code in rewrites(pair.rejected, seed).items()]
+        attacks += [
+            (i, "adversarial: " + kind, pair.chosen, code) for kind, code in adversarial(pair, other, seed).items()
+        ]
+    model = RewardModel(path, device=device)
+    codes = [(p.prompt, c) for p in pairs for c in (p.chosen, p.rejected)]
+    codes += [(pairs[i].prompt, c) for i, _, *both in attacks for c in both]
+    scores = iter(model.score_many(codes))
+    right = [next(scores) > next(scores) for _ in pairs]
+    flipped = {}
+    for i, kind, *_ in attacks:
+        turned = next(scores) <= next(scores)
+        if right[i]:
+            for name in (kind, kind.partition(":")[0]):
+                flipped.setdefault(name, []).append((float(turned), problem_of(pairs[i])))
+    lines, result = [], {}
+    for name in sorted(flipped):
+        share, low, high = bootstrap(*zip(*flipped[name], strict=True))
+        lines.append(f"{'flip rate, ' + name:<40}{share:>9.3f}   [{low:.3f}, {high:.3f}]   {len(flipped[name])} tried")
+        result[f"flip, {name}"] = {"mean": share, "low": low, "high": high, "tried": len(flipped[name])}
+    return lines, result
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # pairs
 
 
-def collect(args, run, device, log):
-    """Pairs from rollouts of --policy on --problems. samples.jsonl keeps what was done: a killed collection goes on."""
+def collect(args, run, device, log, rank, world):
+    """Pairs from candidates on --problems. samples.jsonl keeps what was done: a killed collection goes on."""
     done = {}
     for row in run.samples():
-        done.setdefault(row["problem"], []).append(Sample(**row))
+        done.setdefault((row["policy"], row["problem"]), []).append(Sample(**row))
     if done:  # the last problem may lack rows: it is done again
         done.popitem()
-        write_jsonl(run.dir / "samples.jsonl", [s for group in done.values() for s in group])
+        if rank == 0:
+            write_jsonl(run.dir / "samples.jsonl", [s for group in done.values() for s in group])
     problems = load_problems(args.problems, args.limit, args.min_tests, log=log)
-    tested = [p for p in problems if p.tests]
+    tested, funnel = [p for p in problems if p.tests], []
+    if args.decontaminate:
+        evaluation = load_problems(",".join(args.decontaminate), log=log)
+        tested, funnel = decontaminate(tested, evaluation)
     if not tested:
         raise UserError(f"--problems {args.problems}: none has tests, so no program can be verified")
-    model, tokenizer = load_model(args.policy, head="lm", device=device), Tokenizer(args.policy)
     with Sandbox(level=args.sandbox) as sandbox:
-        bar = tqdm(total=len(tested), initial=len(done), desc="collecting", unit="problem", disable=None)
-        for chunk in collect_samples(tested, model, tokenizer, sandbox, args, done):
+        total_ = len(tested) * (len(args.policy) if args.candidates == "policy" else 1)
+        bar = tqdm(total=total_, initial=len(done), desc="collecting", unit="problem", disable=None)
+        for chunk in collect_samples(tested, args, sandbox, set(done), device, rank, world):
             run.append(map(dataclasses.asdict, chunk))
             for sample in chunk:
-                done.setdefault(sample.problem, []).append(sample)
+                done.setdefault((sample.policy, sample.problem), []).append(sample)
             bar.update(len({s.problem for s in chunk}))
         bar.close()
-    pairs, funnel = make_pairs(
-        [s for group in done.values() for s in group], args.max_pairs, args.min_tests, args.seed, args.mutants
-    )
-    print_funnel(funnel)
-    write_jsonl(run.dir / "pairs.jsonl", pairs)
-    write_atomic(
-        run.dir / "funnel.json", json.dumps([dict(zip(("what", "count", "rule"), row, strict=True)) for row in funnel])
-    )
+    pairs, rows = make_pairs([s for group in done.values() for s in group], args, args.seed)
+    if rank == 0:
+        print_funnel(funnel + rows)
+        write_jsonl(run.dir / "pairs.jsonl", pairs)
+        table = [dict(zip(("what", "count", "rule"), row, strict=True)) for row in funnel + rows]
+        write_atomic(run.dir / "funnel.json", json.dumps(table, indent=1))
     return pairs
 
 
-def get_pairs(args, run, device, log):
+def get_pairs(args, run, device, log, rank, world):
     """(train, held-out) pairs: of --pairs, of an earlier start of this run, or collected now."""
     if args.pairs:
         pairs = load_pairs(args.pairs, args.limit, args.allow_empty_prompt)
     elif (run.dir / "pairs.jsonl").exists():
         pairs = load_pairs(str(run.dir / "pairs.jsonl"))
     else:
-        pairs = collect(args, run, device, log)
+        pairs = collect(args, run, device, log, rank, world)
     train, held_out = split_pairs(pairs, args.held_out, args.seed, args.split)
+    if args.collect_only:
+        return train, held_out
     if len(train) < args.batch or not held_out:
         raise UserError(
             f"{len(train)} training and {len(held_out)} held-out pairs are too few for --batch {args.batch}: "
             "give more problems (--problems, --limit), more samples (--group) or a smaller --batch"
         )
     log(f"{len(pairs)} pairs: {len(train)} to train on, {len(held_out)} held out by {args.split}")
+    if args.augment:
+        train = train + augment(train, args.seed)
+        log(f"--augment: {len(train)} pairs to train on")
     return train, held_out
 
 
@@ -466,7 +510,7 @@ def update(model, optimizer, rows, args, world, rank):
         batch, weight = (batches[i], 1.0) if i < len(batches) else ([Row((0,), [0], [0], 0.0, "")], 0.0)
         chosen_P, rejected_P = score_pairs(model, batch)
         margin_P = args.margin * torch.tensor([row.margin for row in batch], device=chosen_P.device)
-        loss = weight * pairwise_loss(chosen_P, rejected_P, margin_P, args.center, count=len(rows))
+        loss = weight * pairwise_loss(chosen_P, rejected_P, margin_P, args.center, len(rows), args.center_at)
         (loss * world).backward()  # sharded gradients are averaged over ranks, the loss is a sum over them
         gap_P = (chosen_P - rejected_P).detach()
         shares = weight * torch.stack([(gap_P > 0).sum(), gap_P.sum()]) / len(rows)
@@ -482,8 +526,10 @@ def report(args, run, held_out, state, after, device):
     """Prints what was learned and leaves result.json in the run folder and calibration.json beside the weights."""
     lines, result = pair_report(held_out, state["before"], after, args.init, args.split)
     more, against, calibration = execution_report(held_out_programs(run, held_out), run.checkpoint, args.init, device)
-    print("\n" + "\n".join(lines) + "\n\n" + "\n".join(more))
-    write_atomic(run.dir / "result.json", json.dumps(result | against | {"skipped": state["skipped"]}, indent=1))
+    flips, flipped = flip_report(held_out, run.checkpoint, device, args.seed)
+    print("\n" + "\n".join(lines) + "\n\n" + "\n".join(more + flips))
+    result |= against | flipped | {"skipped": state["skipped"]}
+    write_atomic(run.dir / "result.json", json.dumps(result, indent=1))
     if calibration:
         write_atomic(run.checkpoint / "calibration.json", json.dumps(calibration))
     print(f"\nreward model: {run.checkpoint}")
@@ -495,7 +541,7 @@ def main():
     log = print if rank == 0 else lambda *_: None
     run = Run(args, COLUMNS, rank)
     tokenizer = Tokenizer(args.init)
-    train, held_out = get_pairs(args, run, device, log)
+    train, held_out = get_pairs(args, run, device, log, rank, world)
     if args.collect_only:
         return
     state = run.load()

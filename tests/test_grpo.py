@@ -438,8 +438,8 @@ def test_gap_counts_audits_in_which_only_the_reward_rises():
 def test_step_metrics_count_what_happened():
     base = {"tokens": 4, "finished": True, "reward": 1.0, "advantage": 1.0, "reason": "ok", "number": 1}
     rows = [
-        base | {"code": "a = 1  # one", "verdict": "pass"},
-        base | {"code": "b = 1", "verdict": "wrong_answer", "finished": False},
+        base | {"code": "def f(a): return a  # one", "verdict": "pass"},
+        base | {"code": "def f(b): return b", "verdict": "wrong_answer", "finished": False},
         base | {"code": None, "verdict": "invalid", "reason": "no_block", "advantage": 0.0, "number": 2},
         base | {"code": "c = 2", "verdict": "harness_error", "reward": None, "advantage": 0.0, "number": 2},
     ]

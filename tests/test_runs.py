@@ -90,7 +90,9 @@ def test_train_rm_prints_the_funnel_and_the_table(rm_run):
     assert [row["step"] for row in rows(out)] == ["1", "2", "3", "4"]
     assert list(rows(out)[0])[:5] == ["step", "loss", "reward", "pass_rate", "valid_rate"]
     pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
-    assert pairs and all(set(p) == {"prompt", "chosen", "rejected", "id", "source", "margin"} for p in pairs)
+    assert pairs and all(
+        set(p) == {"prompt", "chosen", "rejected", "id", "source", "margin", "num_tests"} for p in pairs
+    )
     args = json.loads((out / "args.json").read_text())
     assert args["args"]["batch"] == 8 and args["torch"] == torch.__version__
 

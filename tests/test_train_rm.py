@@ -1,6 +1,5 @@
 """Pairs and the pairwise loss.    pytest tests/test_train_rm.py"""
 
-import dataclasses
 import json
 import math
 import random
@@ -12,7 +11,7 @@ import torch
 import pairs
 import train_rm
 from codescaler import Config, Qwen3, init_weights, pad_rows
-from pairs import Pair, Sample, load_pairs, make_pairs, normalised, split_pairs
+from pairs import Pair
 from problems import UserError
 from train_rm import Row, batch_of, bootstrap, learning_rate, micro_batches, pairwise_loss
 
@@ -122,96 +121,6 @@ def test_bootstrap_resamples_problems_not_pairs():
     assert (mean, low, high) == (0.5, 0.0, 1.0)
 
 
-def test_normalised_programs():
-    assert normalised("def f(a):  # first\n    b = a\n    return b") == normalised(
-        'def f(x):\n    "doc"\n    y = x\n    return y'
-    ).replace("    pass\n", "")
-    assert normalised("def f(a): return a") != normalised("def g(a): return a")
-    assert normalised("def f(a): return a > 1") != normalised("def f(a): return a >= 1")
-    assert normalised("not python (") == "not python ("
-
-
-def sample(problem, code, verdict, pass_rate=0.0, num_tests=12):
-    return Sample(
-        problem, "statement", "text", code, "ok" if code else "no_block", verdict, pass_rate, num_tests, "toy"
-    )
-
-
-def program(i):
-    return f"def solve(xs): return {i}"
-
-
-def test_pair_rule():
-    samples = [sample("p", program(i), "pass" if i < 2 else "wrong_answer", 0.5) for i in range(5)]
-    samples += [
-        sample("p", program(0) + "  # again", "pass"),
-        sample("p", None, None),
-        sample("p", program(9), "harness_error"),
-    ]
-    samples += [sample("q", program(i), "pass") for i in range(3)]  # no wrong program: no pair
-    found, funnel = make_pairs(samples, max_pairs=4)
-    assert dict((what, n) for what, n, _ in funnel) == {
-        "problems": 2, "samples": 11, "valid": 10, "unique": 9, "executed": 8, "passing": 5, "with both": 1, "pairs": 4,
-        "mutants": 0, "mutant pairs": 0,
-    }  # fmt: skip
-    good, bad = {program(0), program(1)}, {program(i) for i in (2, 3, 4)}
-    assert all(p.chosen in good and p.rejected in bad and p.margin == 0.5 for p in found)
-    assert len({(p.chosen, p.rejected) for p in found}) == 4
-    assert make_pairs(samples, min_tests=13)[0] == []
-    assert len(make_pairs(samples, max_pairs=100)[0]) == 6  # every couple, once
-    assert len({(p.chosen, p.rejected) for p in make_pairs(samples, max_pairs=100)[0]}) == 6
-
-
-def test_mutants_are_small_changes():
-    code = "def solve(xs):\n    xs = [x for x in xs if not x > 3]\n    xs = xs[:2]\n    return max(xs) if xs else 0"
-    found = pairs.mutants(code, 100)
-    for wanted in ("if x > 3", "if not not x > 3", "x >= 3", "x > 4", "xs[2:]", "return max(xs)\n", "else 1"):
-        assert any(wanted in m + "\n" for m in found), wanted
-    assert len(set(found)) == len(found) and code not in found
-    assert pairs.mutants(code, 3) == pairs.mutants(code, 3) and len(pairs.mutants(code, 3)) == 3
-    assert any("xs[:2]" not in m and "xs[2:]" not in m and "[:" not in m for m in found)  # a dropped statement
-
-
-def test_failing_mutants_are_paired_with_their_parent():
-    right = sample("p", program(1), "pass")
-    bad = dataclasses.replace(sample("p", program(2), "wrong_answer", 0.25), parent=program(1), completion="")
-    survivor = dataclasses.replace(bad, code=program(3), verdict="pass")
-    found, funnel = make_pairs([right, bad, survivor])
-    assert [(p.chosen, p.rejected, p.margin) for p in found] == [(program(1), program(2), 0.75)]
-    assert found[0].source.endswith(pairs.MUTANT) and pairs.problem_of(found[0]) == "p"
-
-
-def test_split_is_by_problem():
-    rows = [Pair("s", "a", "b", f"{i // 3}#{i % 3}", "x") for i in range(60)]
-    train, held_out = split_pairs(rows, 0.25)
-    assert len(train) + len(held_out) == 60 and len(held_out) == 15
-    assert not {pairs.problem_of(p) for p in train} & {pairs.problem_of(p) for p in held_out}
-
-
-def test_split_by_pair_is_asked_for_by_name():
-    rows = [Pair("s", "a", "b", f"p#{i}", "x") for i in range(20)]
-    train, held_out = split_pairs(rows, 0.25, by="pair")
-    assert len(held_out) == 5 and not {p.id for p in train} & {p.id for p in held_out}
-    with pytest.raises(UserError, match="--split other"):
-        split_pairs(rows, 0.25, by="other")
-
-
-def test_pair_files(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    pairs.write_jsonl(path, [Pair("s", "a", "b", "1#0", "x", 0.5)])
-    assert load_pairs(str(path)) == [Pair("s", "a", "b", "1#0", "x", 0.5)]
-    rows = [
-        {"question": "q", "code_pos": "a", "code_neg": "b"},
-        {"question_content": "q", "code_pos": "a", "code_neg": "c"},
-    ]
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    first, second = load_pairs(f"codescalerpair:{path}")
-    assert first.prompt == "q" and first.id != second.id and pairs.problem_of(first) == pairs.problem_of(second)
-    path.write_text(json.dumps({"question": None, "code_pos": "a", "code_neg": "b"}) + "\n")
-    with pytest.raises(UserError, match="row 1: key 'question' should be str"):
-        load_pairs(f"codescalerpair:{path}")
-
-
 def test_report_counts_ties_as_wrong_and_knows_where_length_misleads():
     rows = [Pair("s", "long", "b", f"{i}#0", "x") for i in range(3)] + [Pair("s", "a", "long", "3#0", "x")]
     rows.append(Pair("s", "m", "n", "4#0", f"x{pairs.MUTANT}"))
@@ -249,23 +158,3 @@ def test_calibration_finds_the_curve_that_made_the_data(tmp_path):
         train_rm.fit_calibration([1.0, 2.0, 3.0, 4.0], [True] * 4)
     with pytest.raises(UserError, match="--calibrate"):
         train_rm.load_calibration(tmp_path)
-
-
-def test_rmbench_pairs_are_of_one_style(tmp_path):
-    row = {"id": "7", "prompt": "p", "chosen": ["a", "b", "c"], "rejected": ["x", "y", "z"], "domain": "code"}
-    (tmp_path / "rm.json").write_text(json.dumps([row]))
-    found = load_pairs(f"rmbench:{tmp_path}/rm.json")
-    assert [(p.id, p.chosen, p.rejected, p.source) for p in found] == [
-        ("7/0", "a", "x", "code"), ("7/1", "b", "y", "code"), ("7/2", "c", "z", "code"),
-    ]  # fmt: skip
-    (tmp_path / "rm.json").write_text(json.dumps([row | {"chosen": ["a"]}]))
-    with pytest.raises(UserError, match="row 1: 1 chosen and 3 rejected"):
-        load_pairs(f"rmbench:{tmp_path}/rm.json")
-
-
-def test_a_null_statement_is_an_error_unless_it_is_allowed(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"question_content": None, "code_pos": "a", "code_neg": "b"}) + "\n")
-    with pytest.raises(UserError, match="row 1: key 'question_content' should be str, found None"):
-        load_pairs(f"codescalerpair:{path}")
-    assert load_pairs(f"codescalerpair:{path}", allow_empty_prompt=True)[0].prompt == ""

@@ -845,6 +845,7 @@ def reliability(probabilities, passed, bins=10):
 class PaperArgs:
     out: str = "out/paper"  # folder of all runs, results.json and results.md
     seeds: int = 5  # runs of every arm; 5 take up to 100 minutes on 2 cores, 2 up to 40
+    parallel: int = 1  # seeds that are trained at once, each with its share of the CPU cores
     steps: int = 50  # GRPO steps an arm
     few: int = 64  # problems with tests in claim 2; the same of all seeds
     n: int = 16  # samples a problem in claim 3
@@ -887,15 +888,17 @@ CLAIMS = {
 
 
 def paper_units(args):
-    """[(name, command)]: what is run, a subprocess each; seed by seed, so that a stopped look is balanced."""
+    """([(name, command)] of the training of each seed, [(name, command)] of measurements that need a quiet machine);
+    a subprocess each. The training of a seed is one after the other, so that a stopped look is balanced."""
     root = Path(args.out)
     few, python = root / "few.jsonl", sys.executable
     here = Path(__file__).parent
     limit = ["--limit", args.limit] if args.limit else []
     common = [*limit, "--sandbox", args.sandbox]
-    units = []
+    training, measuring = [], []
     for seed in range(args.seeds):
-        rm, store = root / f"rm-{seed}", root / f"store-{seed}"
+        rm, store, units = root / f"rm-{seed}", root / f"store-{seed}", []
+        training.append(units)
         units.append((f"rm-{seed}", [
             python, here / "train_rm.py", "--init", args.init, "--policy", args.policy, "--problems", args.problems,
             "--batch", min(args.batch, 2 * (args.limit or args.batch)), "--save-every", 20, "--seed", seed,
@@ -910,26 +913,27 @@ def paper_units(args):
                 "--problems", problems, "--eval-problems", args.eval_problems, "--steps", args.steps,
                 "--save-every", 10, "--seed", seed, "--out", root / f"{arm}-{seed}", *common,
             ]))  # fmt: skip
-        units.append((f"store-{seed}", [
+        measuring.append((f"store-{seed}", [
             python, here / "bench.py", "sample", "--model", args.policy, "--rm", rm, "--problems", args.eval_problems,
             "--n", args.n, "--seed", seed, "--out", store, *common,
         ]))  # fmt: skip
         for name, model in (("init", args.init), ("tuned", rm)):
-            units.append((f"correlation-{name}-{seed}", [
+            measuring.append((f"correlation-{name}-{seed}", [
                 python, here / "bench.py", "rm", "--rm", model, "--store", store, "--json",
             ]))  # fmt: skip
-    return [(name, list(map(str, command))) for name, command in units]
+    return training, measuring
 
 
-def run_unit(name, command, folder):
+def run_unit(name, command, folder, threads):
     """Runs a command unless units/NAME.json says that this very command ended well; its output goes to units/NAME.log,
     and units/NAME.out has its stdout. A command that was cut off goes on where its run folder stands."""
-    marker = folder / f"{name}.json"
+    marker, command = folder / f"{name}.json", list(map(str, command))
     if marker.is_file() and read_json(marker)["command"] == command:
         return
     begin = time.time()
     with open(folder / f"{name}.out", "w") as out, open(folder / f"{name}.log", "a") as errors:
-        code = subprocess.run(command, stdout=out, stderr=errors, cwd=os.getcwd()).returncode
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        code = subprocess.run(command, stdout=out, stderr=errors, env=environment).returncode
     last = ((folder / f"{name}.log").read_text().splitlines() or [""])[-1]
     if code or last == "interrupted":  # an interrupted run saves and ends with code 0
         raise UserError(f"unit {name} ended with code {code} ({last}): see {folder / name}.log, then start paper again")
@@ -1041,9 +1045,10 @@ def results_md(rows, args, minutes):
     """The claims as a page of Markdown tables."""
     lines = [
         f"# The paper's claims in miniature: {args.seeds} seeds, {args.steps} GRPO steps",
-        f"`python bench.py paper --seeds {args.seeds}`: {minutes:.0f} minutes of runs, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads. Values are avg@8 (claims 1 and 2), accuracy of the chosen program (3) or "
-        "as named (4); intervals are 95% over runs (Student's t); p by sign flips over runs / over problems.",
+        f"`python bench.py paper --seeds {args.seeds} --parallel {args.parallel}`: {minutes:.0f} minutes of runs, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} cores. Values are avg@8 (claims 1 and 2), accuracy of "
+        "the chosen program (3) or as named (4); intervals are 95% over runs (Student's t); p by sign flips over runs "
+        "/ over problems.",
     ]
     for claim, (figure, caveat) in CLAIMS.items():
         lines.append(f"\n## Claim {claim}\n\nThe paper: {figure}. {caveat}")
@@ -1062,12 +1067,21 @@ def bench_paper(argv):
     (root / "units").mkdir(parents=True, exist_ok=True)
     tested = [p for p in load_problems(args.problems, args.limit) if p.tests][: args.few]
     write_atomic(root / "few.jsonl", "".join(json.dumps(dataclasses.asdict(p)) + "\n" for p in tested))
-    units = paper_units(args)
-    with tqdm(units, unit="unit", disable=None) as bar:
-        for name, command in bar:
-            bar.set_description(name)
-            run_unit(name, command, root / "units")
-    seconds = [read_json(root / "units" / f"{name}.json")["seconds"] for name, _ in units]
+    training, measuring = paper_units(args)
+    names = [name for units in [*training, measuring] for name, _ in units]
+    with tqdm(total=len(names), unit="unit", disable=None) as bar:
+
+        def run_units(units, threads):
+            for name, command in units:
+                run_unit(name, command, root / "units", threads)
+                bar.set_description(name)
+                bar.update()
+
+        cores = torch.get_num_threads()
+        with ThreadPoolExecutor(args.parallel) as pool:
+            list(pool.map(lambda units: run_units(units, max(1, cores // args.parallel)), training))
+        run_units(measuring, cores)
+    seconds = [read_json(root / "units" / f"{name}.json")["seconds"] for name in names]
     seeds = range(args.seeds)
     rows = rl_claims(root, seeds) + bon_claim(root, seeds, args) + rm_claim(root, seeds)
     result = {"args": dataclasses.asdict(args), "minutes": sum(seconds) / 60, "rows": rows}

@@ -334,11 +334,11 @@ def test_a_unit_runs_once_and_a_failed_or_interrupted_one_is_not_done(tmp_path):
     log = tmp_path / "log"
     count = [sys.executable, "-c", f"open({str(log)!r}, 'a').write('x'); print('out')"]
     for _ in range(2):
-        bench.run_unit("a", count, tmp_path)
+        bench.run_unit("a", count, tmp_path, 1)
     assert log.read_text() == "x" and (tmp_path / "a.out").read_text() == "out\n"
     for name, end in (("b", "sys.exit('no such thing')"), ("c", "print('interrupted', file=sys.stderr)")):
         with pytest.raises(UserError, match=f"unit {name} ended"):
-            bench.run_unit(name, [sys.executable, "-c", f"import sys; {end}"], tmp_path)
+            bench.run_unit(name, [sys.executable, "-c", f"import sys; {end}"], tmp_path, 1)
         assert not (tmp_path / f"{name}.json").exists()
 
 

@@ -5,7 +5,7 @@
 
 Models are folders or hub ids in Hugging Face layout (Qwen/Qwen3-8B, Skywork/Skywork-Reward-V2-Qwen3-8B, ...). Parameter
 names are Hugging Face's, so loading needs no map. From ids to a score: Qwen3.forward -> Block -> Attention, MLP ->
-Qwen3.score. Several ranks: load_model(sharded=True), clip_gradients, gathered, Run.
+Qwen3.score. One GPU or several ranks: setup, load_model(sharded=True), adamw, clip_gradients, gathered, Run.
 
 Shape suffixes: B batch, T time, D model width, H query heads, G key/value heads, K head size, V vocabulary, S slots.
 Batches are right-padded and lengths say what is real: with causal attention no real token ever sees the padding.
@@ -732,10 +732,11 @@ def chunked_logprobs(model, hidden_BTD, target_BT, mask_BT, temperature, chunk, 
 
 
 class Tokenizer:
-    """tokenizer.json of a model folder or hub id, with Qwen3's chat format."""
+    """tokenizer.json of a model folder or hub id, with Qwen3's chat format. The names of SHAPES, for measurements with
+    random weights, have that of tiny/policy: the ids that it does not know decode to nothing."""
 
     def __init__(self, path):
-        self.path = model_folder(path)
+        self.path = Path(__file__).resolve().parent / "tiny" / "policy" if path in SHAPES else model_folder(path)
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise UserError(f"no tokenizer.json in {self.path}")
@@ -841,10 +842,12 @@ class RewardModel:
     CPU unless given; scores are fp32 in both.
     """
 
-    def __init__(self, path, device=None, max_length=None, token_budget=None, prompt=None, dtype=None):
+    def __init__(
+        self, path, device=None, max_length=None, token_budget=None, prompt=None, dtype=None, random_init=False
+    ):  # fmt: skip
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or (torch.bfloat16 if str(device).startswith("cuda") else torch.float32)
-        self.model = load_model(path, head="score", dtype=dtype, device=device).eval().requires_grad_(False)
+        model = load_model(path, "score", dtype or compute_dtype(device), device, random_init)
+        self.model = model.eval().requires_grad_(False)
         if self.model.head_source.startswith("zero"):
             raise UserError(
                 f"{path} has no score.weight, so it is not a reward model (--rm): train one with train_rm.py"
@@ -1115,8 +1118,9 @@ def commit(new, path):
 
 
 def setup(device=None, timeout_minutes=30):
-    """-> (rank, world size, device). Plain python is rank 0 of 1; under torchrun the ranks find each other here (nccl
-    on cuda, gloo on cpu). A collective that waits longer than the timeout ends the process. Raises UserError."""
+    """-> (rank, world size, device). Plain python is rank 0 of 1; under torchrun the ranks find each other here. A GPU
+    always gets a process group, of one rank if need be: one GPU trains in the way of several. A collective that waits
+    longer than the timeout ends the process. Raises UserError."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(
@@ -1131,11 +1135,18 @@ def setup(device=None, timeout_minutes=30):
             )
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
-    if world > 1 and not dist.is_initialized():
-        backend = "nccl" if device.startswith("cuda") else "gloo"
+    if not dist.is_initialized() and (world > 1 or device.startswith("cuda")):
+        # Counts and lists of objects stay on the host, and so goes what the ranks say about them.
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
         with phase("meeting the other ranks"):
-            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes), **alone)
     return rank, world, device
+
+
+def compute_dtype(device):
+    """What matrices are multiplied in: bf16 on CUDA; fp32 on CPUs, most of which are far slower in bf16."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
 def num_ranks():
@@ -1175,18 +1186,18 @@ def phase(name, minutes=None):
 
 def shard(model, device=None):
     """Cuts a model over all ranks, in place: each block is a unit whose weights are gathered while it computes and
-    dropped again; an untied embedding and head are units of their own, the rest goes with the root. On CUDA the blocks
-    compute in bf16 and keep fp32 shards; the score head is fp32 always. Nothing happens on one rank.
+    dropped again; an untied embedding and head are units of their own, the rest goes with the root. The shards are fp32
+    and compute in compute_dtype(), the score head in fp32 always. Without a process group (one CPU) nothing happens.
 
     After backward() gradients are means over the ranks: a loss that is a sum over them is multiplied by their number.
     Every rank must run the same number of forward and backward passes.
     """
-    if num_ranks() == 1:
+    if not dist.is_initialized():
         return model
-    kind = torch.device(device or local(model.model.norm.weight).device).type
+    kind = torch.device(device or model.model.norm.weight.device).type
     kind = "cuda" if kind == "cuda" else "cpu"
     mesh = init_device_mesh(kind, (num_ranks(),))
-    half = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if kind == "cuda" else {}
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype(kind), reduce_dtype=torch.float32)
     units = list(model.model.layers)
     if model.head == "score":
         fully_shard(model.score, mesh=mesh)
@@ -1195,7 +1206,7 @@ def shard(model, device=None):
     if model.head == "lm" and not model.config.tie_word_embeddings:
         units.append(model.lm_head)
     for unit in [*units, model]:
-        fully_shard(unit, mesh=mesh, mp_policy=MixedPrecisionPolicy(**half))
+        fully_shard(unit, mesh=mesh, mp_policy=precision)
     return model
 
 
@@ -1230,18 +1241,19 @@ def whole(p, keep=True):
 
 @torch.no_grad()
 def gathered(model, dtype=None):
-    """A plain copy of a model with its present weights, in `dtype` (the score head in fp32), so that decoding, which
-    takes another number of steps on every rank, needs no communication. All ranks call it. The model itself where
-    there is nothing to gather or to cast."""
-    parameters = parameters_at_rest(model)
-    if num_ranks() == 1 and dtype in (None, model.model.norm.weight.dtype):
+    """A plain copy of a model with its present weights, in `dtype` (default: compute_dtype; the score head in fp32), so
+    that decoding, which takes another number of steps on every rank, needs no communication. All ranks call it. The
+    model itself where there is nothing to gather or to cast."""
+    parameters, weight = parameters_at_rest(model), model.model.norm.weight
+    dtype = dtype or compute_dtype(weight.device)
+    if dtype == weight.dtype and not isinstance(weight, DTensor):
         return model
     with torch.device("meta"):
         copy = Qwen3(model.config, model.head, model.head == "score" and model.score_head_bias)
-        copy.to(dtype or model.model.norm.weight.dtype).requires_grad_(False)
+        copy.to(dtype).requires_grad_(False)
         if model.head == "score":
             copy.score.float()
-    copy.to_empty(device=local(model.model.norm.weight).device)
+    copy.to_empty(device=weight.device)
     for (_, p), q in zip(parameters, copy.parameters(), strict=True):
         q.copy_(p.full_tensor() if isinstance(p, DTensor) else p)
     copy.num_tokens, copy.head_source = model.num_tokens, model.head_source
@@ -1284,6 +1296,23 @@ def gather_lists(items):
 def agree(flag):
     """Whether any rank says so: what stops one must stop all, since none can go on alone."""
     return any(gather_lists([bool(flag)]))
+
+
+def adamw(parameters, device, offload=False, **settings):
+    """AdamW over parameters or groups of them, on CUDA as one kernel without temporary copies. `offload`: its moments
+    (8 bytes a parameter) wait on the host except while step() runs, for one way over the bus and back a step."""
+    optimizer = torch.optim.AdamW(parameters, fused=device.startswith("cuda") or None, **settings)
+    if offload:
+        optimizer.register_step_pre_hook(lambda optimizer, *_: move_moments(optimizer))
+        optimizer.register_step_post_hook(lambda optimizer, *_: move_moments(optimizer, "cpu"))
+        optimizer.register_load_state_dict_post_hook(lambda optimizer: move_moments(optimizer, "cpu"))
+    return optimizer
+
+
+def move_moments(optimizer, device=None):
+    """Brings AdamW's moments to `device`, or to their parameters. The step count stays: it is a number."""
+    for p, state in optimizer.state.items():
+        state.update({name: value.to(device or p.device) for name, value in state.items() if value.ndim})
 
 
 def clip_gradients(model, max_norm):
@@ -1337,10 +1366,10 @@ class Run:
     """A run folder: args.json, metrics.csv (a row a step), samples.jsonl and checkpoint/ (weights and state.pt).
 
     Opening it locks it (one run a folder) and compares `args` with those it was started with: a difference in anything
-    but `may_differ` is refused by name. Only rank 0 writes.
+    but `may_differ`, which changes no result, is refused by name. Only rank 0 writes.
     """
 
-    may_differ = ("steps", "resume", "device", "out", "collect_only")
+    may_differ = ("steps", "resume", "device", "out", "collect_only", "rm_offload", "optimizer_offload")
 
     def __init__(self, args, columns, rank=0):
         self.dir, self.rank, self.columns = Path(args.out), rank, columns
@@ -1440,7 +1469,7 @@ class Run:
     def save(self, model, tokenizer, max_length=4096, prompt=STATEMENT, **state):
         """Writes checkpoint/ whole or not at all: a kill at any moment leaves the old one or the new one.
 
-        All ranks call it. state["optimizer"], the optimizer's state_dict(), is in state.pt; of several ranks each
+        All ranks call it. state["optimizer"], the optimizer's state_dict(), is in state.pt; of a sharded one each rank
         writes its shards, to optimizer/, and state.pt says what belongs to no shard.
         """
         with signals_wait():
@@ -1448,8 +1477,8 @@ class Run:
             if self.rank == 0:
                 remove(new)
             save_model(model, tokenizer, new, max_length, prompt)
-            if num_ranks() > 1:
-                shards, rest = split_optimizer(state["optimizer"])
+            shards, rest = split_optimizer(state["optimizer"])
+            if shards:
                 state["optimizer"] = rest
                 agree(False)  # the folder is there
                 dcp.save(shards, checkpoint_id=new / "optimizer")

@@ -32,6 +32,7 @@ from codescaler import (
     RewardModel,
     Run,
     Tokenizer,
+    adamw,
     clip_gradients,
     format_eta,
     gather_lists,
@@ -65,7 +66,9 @@ class Args:
     shaping: str = "softplus"  # of the reward model's score: softplus, or raw (the paper's ablation)
     policy: str = "tiny/policy"  # model to train
     rm: str = "out/rm"  # reward model (run folder of train_rm.py, checkpoint folder or hub id)
+    random_init: bool = False  # random weights in both, to measure a shape without a checkpoint (qwen3-8b-shape)
     rm_offload: bool = False  # keep the reward model on the host while it does not score
+    optimizer_offload: bool = False  # keep AdamW's moments on the host except while they are updated
     out: str | None = None  # run folder; default out/grpo-{reward}
     problems: str = "toy:train"  # problems to train on (SPEC[,SPEC...])
     eval_problems: str = "toy:test"  # problems to evaluate on
@@ -271,8 +274,13 @@ class Judge:
 
     def __init__(self, args, device, sandbox):
         self.args, self.device, self.sandbox = args, device, sandbox
-        self.reward_model = RewardModel(args.rm, device=device) if args.reward in ("rm", "hybrid") else None
-        self.calibration = load_calibration(args.rm) if args.reward == "hybrid" else None
+        self.reward_model = self.calibration = None
+        if args.reward in ("rm", "hybrid"):
+            self.reward_model = RewardModel(args.rm, device, random_init=args.random_init)
+            if args.rm_offload:
+                self.reward_model.model.to("cpu")
+        if args.reward == "hybrid":
+            self.calibration = load_calibration(args.rm)
 
     def __call__(self, rollouts, run_tests=True):
         if run_tests or self.args.reward != "rm":
@@ -401,7 +409,8 @@ def backward(model, reference, batch, samples, tokens, args, device, world):
     logp_BT, entropy_BT, mask_BT = group_logprobs(model, **what)
     with torch.no_grad():
         ref_logp_BT = group_logprobs(reference, **what)[0] if reference else None
-    old_logp_BT = torch.zeros_like(logp_BT).masked_scatter(mask_BT, torch.tensor(sum((r.old_logp for r in rows), [])))
+    old_logp_N = torch.tensor([logp for r in rows for logp in r.old_logp], device=device)
+    old_logp_BT = torch.zeros_like(logp_BT).masked_scatter(mask_BT, old_logp_N)
     weight_BT = token_weights(mask_BT, args.norm, samples, tokens, args.max_new_tokens) * bool(batch)
     advantage_B = torch.tensor([r.advantage for r in rows], device=device)
     clips = (args.clip_low, args.clip_high, args.dual_clip)
@@ -643,20 +652,22 @@ def main():
     problems = training_problems(args, tokenizer, log)
     eval_problems = load_problems(args.eval_problems, args.limit, log=log)
     stride = max(1, len(eval_problems) // args.eval_limit)
-    half = torch.bfloat16 if device.startswith("cuda") else None  # the rollouts' copy of the weights
     run = Run(args, COLUMNS, rank)
     with Sandbox(level=args.sandbox) as sandbox:
         judge = Judge(args, device, sandbox)
         state = run.load()
-        model = load_model(run.checkpoint if state else args.policy, head="lm", device=device, sharded=True)
+        path, random_init = (run.checkpoint, False) if state else (args.policy, args.random_init)
+        model = load_model(path, "lm", None, device, random_init, sharded=True)
         model.checkpointing = args.checkpointing
-        reference = load_model(args.policy, head="lm", device=device, sharded=True) if args.kl else None
-        optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        reference = load_model(args.policy, "lm", None, device, args.random_init, sharded=True) if args.kl else None
+        optimizer = adamw(
+            model.parameters(), device, args.optimizer_offload, lr=args.lr, weight_decay=args.weight_decay
+        )
         if state:
             run.load_optimizer(optimizer, state)
             log(f"continuing {run.dir} at step {state['step']}")
         else:
-            before = evaluate(gathered(model, half), tokenizer, eval_problems, 1, judge, args, rank, world)
+            before = evaluate(gathered(model), tokenizer, eval_problems, 1, judge, args, rank, world)
             fixed = audit([row for row in before if row["number"] % stride == 0])
             state = {"step": 0, "cursor": 0, "before": before, "audits": [(fixed["audit_reward"], fixed["eval"])]}
         run.drop_samples_after(state["step"])
@@ -670,7 +681,7 @@ def main():
             run_tests = (step - 1) % args.audit_every == 0
             with phase("rollout", minutes=60):
                 groups, state["cursor"] = sample_groups(
-                    gathered(model, half), tokenizer, problems, state["cursor"], judge, args, run_tests, rank, world
+                    gathered(model), tokenizer, problems, state["cursor"], judge, args, run_tests, rank, world
                 )
             with phase("update", minutes=60):
                 metrics = update(model, reference, optimizer, groups, args, device, world)
@@ -678,7 +689,7 @@ def main():
             metrics |= step_metrics(rows) | {"lr": lr, "seconds": time.time() - tick}
             log(step_line(step, args, metrics, (time.time() - started) / (step - first) * (args.steps - step)))
             if step % args.eval_every == 0 and step < args.steps:
-                during = evaluate(gathered(model, half), tokenizer, eval_problems, stride, judge, args, rank, world)
+                during = evaluate(gathered(model), tokenizer, eval_problems, stride, judge, args, rank, world)
                 metrics |= audit(during)
                 state["audits"].append((metrics["audit_reward"], metrics["eval"]))
                 metrics["gap"] = gap(state["audits"])
@@ -693,7 +704,7 @@ def main():
         if stop:
             log(f"stopped: {args.stop_on_gap} audits in a row with more reward and no higher pass rate (--stop-on-gap)")
         if "after" not in state:
-            state["after"] = evaluate(gathered(model, half), tokenizer, eval_problems, 1, judge, args, rank, world)
+            state["after"] = evaluate(gathered(model), tokenizer, eval_problems, 1, judge, args, rank, world)
             run.save(model, tokenizer, **state | {"optimizer": optimizer.state_dict()})
     if rank == 0:
         result = {"n": args.eval_group, "before": by_part(state["before"]), "after": by_part(state["after"])}

@@ -38,6 +38,7 @@ from codescaler import (
     RewardModel,
     Run,
     Tokenizer,
+    adamw,
     clip_gradients,
     continue_prompts,
     format_eta,
@@ -80,6 +81,7 @@ COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,to
 class Args(PairRules):
     # the model
     init: str = "tiny/reward"  # what to start from: a reward model, or a policy (then a head of zeros)
+    random_init: bool = False  # random weights, to measure a shape without a checkpoint (--init qwen3-8b-shape)
     out: str = "out/rm"  # run folder
     # pairs: a file, or collected; the rules above say which programs are paired
     pairs: str | None = None  # pair file to train on; without it pairs are collected
@@ -110,6 +112,7 @@ class Args(PairRules):
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     checkpointing: bool = False  # less memory, a third more time: recompute activations in the backward pass
+    optimizer_offload: bool = False  # keep AdamW's moments on the host except while they are updated
     save_every: int = 1  # steps between checkpoints
     seed: int = 0  # seed of sampling, split and order
     device: str | None = None  # cpu or cuda; default: cuda where there is one
@@ -378,13 +381,13 @@ def held_out_programs(run, held_out):
 
 def execution_report(programs, path, init, device):
     """Scores of programs against their verdicts -> (lines, result, calibration): AUC within a problem before and after,
-    and the fitted score -> P(pass). `init` may be a policy without a head."""
+    and the fitted score -> P(pass). `init` may be a policy without a head, or None."""
     passed = [p for *_, p in programs]
     if len(set(passed)) < 2:
         return ["no passing or no failing program is held out: no AUC, no calibration"], {}, None
     lines, result = [f"held-out programs: {len(programs)}, of which {sum(passed)} pass"], {"programs": len(programs)}
     for name, model in (("initialisation", init), ("fine-tuned", path)):
-        if "score.weight" not in weight_files(model_folder(model)):
+        if model is None or "score.weight" not in weight_files(model_folder(model)):
             continue
         scores = RewardModel(model, device=device).score_many([(prompt, code) for _, prompt, code, _ in programs])
         groups = {}
@@ -525,7 +528,8 @@ def update(model, optimizer, rows, args, world, rank):
 def report(args, run, held_out, state, after, device):
     """Prints what was learned and leaves result.json in the run folder and calibration.json beside the weights."""
     lines, result = pair_report(held_out, state["before"], after, args.init, args.split)
-    more, against, calibration = execution_report(held_out_programs(run, held_out), run.checkpoint, args.init, device)
+    init = None if args.random_init else args.init
+    more, against, calibration = execution_report(held_out_programs(run, held_out), run.checkpoint, init, device)
     flips, flipped = flip_report(held_out, run.checkpoint, device, args.seed)
     print("\n" + "\n".join(lines) + "\n\n" + "\n".join(more + flips))
     result |= against | flipped | {"skipped": state["skipped"]}
@@ -545,14 +549,15 @@ def main():
     if args.collect_only:
         return
     state = run.load()
-    model = load_model(run.checkpoint if state else args.init, head="score", device=device, sharded=True)
+    path, random_init = (run.checkpoint, False) if state else (args.init, args.random_init)
+    model = load_model(path, "score", None, device, random_init, sharded=True)
     model.checkpointing = args.checkpointing
     log(f"{args.init}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, head: {model.head_source}")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
+    optimizer = adamw(
         [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=args.lr, betas=(0.9, 0.95),
+        device, args.optimizer_offload, lr=args.lr, betas=(0.9, 0.95),
     )  # fmt: skip
     rows, test_rows = (encode_pairs(tokenizer, p, args.max_length, log) for p in (train, held_out))
     problems = [row.problem for row in rows]
@@ -589,6 +594,7 @@ def main():
             run.save(model, tokenizer, args.max_length, **state | {"optimizer": optimizer.state_dict()})
 
     after = evaluate(gathered(model), test_rows, args.token_budget, rank, world)
+    del model, optimizer  # room for the reward models that are read back
     if rank == 0:
         report(args, run, held_out, state, after, device)
 

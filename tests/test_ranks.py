@@ -1,10 +1,12 @@
-"""Two ranks compute what one computes, and a checkpoint of one number of ranks is read by another.
+"""Two ranks, and one in a process group as on a GPU, compute what plain Python computes, and a checkpoint of one number
+of ranks is read by another.
 
 Run with `pytest tests/test_ranks.py`; what the tests start as a rank, with RANK and WORLD_SIZE set, is
     python tests/test_ranks.py TASK FOLDER
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +111,7 @@ def go_on(run, rank=0, world=1):
 # what a rank does, in a process of its own
 
 
-def compare_task(folder, rank, world):
+def compare_models(folder, rank=0, world=1):
     found = {}
     for name, (path, head) in models(folder).items():
         model, optimizer = start(path, head, sharded=True)
@@ -116,6 +119,11 @@ def compare_task(folder, rank, world):
         found[name] = {**update(model, optimizer, rank, world), "held": held, "weights": weights_of(model)}
         model, _ = start(path, head, sharded=True)
         found[name + " shared"] = shared_update(model, rank, world)
+    return found
+
+
+def compare_task(folder, rank, world):
+    found = compare_models(folder, rank, world)
     model, optimizer = start(folder / "untied", sharded=True)
     update(model, optimizer, rank, world)
     plain = cs.gathered(model)
@@ -125,6 +133,31 @@ def compare_task(folder, rank, world):
     found["agree"] = [cs.agree(rank == 1), cs.agree(False)]
     found["second"] = go_on(cs.Run(Args(str(folder / "run")), ["step"], rank), rank, world)
     torch.save(found, folder / f"rank{rank}.pt")
+
+
+def one_task(folder, rank, world):
+    """One rank in a process group of its own, which setup() makes on a GPU."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    found = compare_models(folder)
+    found["second"] = go_on(cs.Run(Args(str(folder / "run of one")), ["step"]))
+    model, optimizer = start(folder / "untied", sharded=True)
+    found["samples"] = samples_of(cs.gathered(model))
+    update(model, optimizer)
+    cs.move_moments(optimizer, "meta")
+    found["moved"] = [
+        (type(value).__name__, str(value.device), value.shape == p.shape and cs.local(value).shape == cs.local(p).shape)
+        for p, state in optimizer.state.items() for value in state.values() if value.ndim
+    ]  # fmt: skip
+    cs.compute_dtype = lambda device: torch.bfloat16  # as on CUDA
+    for name, (path, head) in models(folder).items():
+        model, optimizer = start(path, head, sharded=True)
+        ids_BT = torch.tensor([PROMPTS[1]])
+        hidden_BTD = model(ids_BT)
+        out = model.score(hidden_BTD, torch.tensor([12])) if head == "score" else model.logits(hidden_BTD)
+        dtypes = [hidden_BTD.dtype, out.dtype]
+        model, optimizer = start(path, head, sharded=True)
+        found[name + " half"] = {**update(model, optimizer), "dtypes": dtypes, "weights": weights_of(model)}
+    torch.save(found, folder / "one.pt")
 
 
 def lost_task(folder, rank, world):
@@ -143,7 +176,6 @@ def hang_task(folder, rank, world):
 
 def fake_task(folder, rank, world):
     """Parameters a rank holds of the 8B and 14B shapes on 8 ranks, without memory and without the other ranks."""
-    import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     found = {}
@@ -185,13 +217,13 @@ def start_ranks(task, folder, world=2, timeout=120):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """(folder, what one rank finds, what each of two ranks finds)."""
+    """(folder, what plain Python finds, what each of two ranks finds, what a process group of one finds)."""
     folder = tmp_path_factory.mktemp("ranks")
     tokenizer = cs.Tokenizer(POLICY)
     untied = cs.Qwen3(replace(cs.load_model(GOLDEN / "lm_tied", device="cpu").config, tie_word_embeddings=False))
     cs.init_weights(untied, std=0.2)
     cs.save_model(untied, tokenizer, folder / "untied")
-    alone = {}
+    alone = {"samples before": samples_of(start(folder / "untied")[0])}
     for name, (path, head) in models(folder).items():
         model, optimizer = start(path, head)
         alone[name] = {**update(model, optimizer), "weights": weights_of(model)}
@@ -203,13 +235,16 @@ def ranks(tmp_path_factory):
     run = cs.Run(Args(str(folder / "run")), ["step"])
     run.save(model, tokenizer, optimizer=optimizer.state_dict(), step=1)
     run._lock.close()
+    shutil.copytree(folder / "run", folder / "run of one")
     for name in ("second", "third"):
         update(model, optimizer)
         alone[name] = weights_of(model)
 
     ended = start_ranks("compare", folder)
     assert [code for code, _ in ended] == [0, 0], ended[0][1][-3000:] + ended[1][1][-3000:]
-    return folder, alone, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    ended = start_ranks("one", folder, world=1)
+    assert ended[0][0] == 0, ended[0][1][-3000:]
+    return folder, alone, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)], torch.load(folder / "one.pt")
 
 
 def close(a, b, tolerance=1e-5):
@@ -219,8 +254,8 @@ def close(a, b, tolerance=1e-5):
 
 @pytest.mark.parametrize("name", ["rm shared", "tied shared", "untied shared"])
 def test_gradients_of_a_shared_prompt(ranks, name):
-    _, alone, both = ranks
-    for found in both:
+    _, alone, both, one = ranks
+    for found in [*both, one]:
         assert close(found[name]["loss"], alone[name]["loss"])
         for parameter, grad in alone[name]["grads"].items():
             assert grad.any() and close(found[name]["grads"][parameter], grad), parameter
@@ -228,8 +263,8 @@ def test_gradients_of_a_shared_prompt(ranks, name):
 
 @pytest.mark.parametrize("name", ["rm", "tied", "untied"])
 def test_loss_and_gradients(ranks, name):
-    _, alone, both = ranks
-    for found in both:
+    _, alone, both, one = ranks
+    for found in [*both, one]:
         assert close(found[name]["loss"], alone[name]["loss"])
         assert found[name]["norm"] == pytest.approx(alone[name]["norm"], rel=1e-5)
         assert set(found[name]["grads"]) == set(alone[name]["grads"])
@@ -241,7 +276,8 @@ def test_loss_and_gradients(ranks, name):
 
 
 def test_gathered_weights_are_the_same_on_every_rank(ranks):
-    _, alone, both = ranks
+    _, alone, both, one = ranks
+    assert one["samples"] == alone["samples before"]
     for found in both:
         for name, weight in found["gathered"].items():
             assert torch.equal(weight, both[0]["untied"]["weights"][name])
@@ -252,18 +288,75 @@ def test_gathered_weights_are_the_same_on_every_rank(ranks):
 
 
 def test_a_checkpoint_of_one_rank_goes_on_on_two_and_back(ranks):
-    folder, alone, both = ranks
+    folder, alone, both, one = ranks
     names = set(alone["second"])
     assert all(torch.equal(both[0]["second"][n], both[1]["second"][n]) for n in names)
-    assert all(close(both[0]["second"][n], alone["second"][n], 1e-3) for n in names)
+    for found in (both[0], one):
+        assert all(close(found["second"][n], alone["second"][n], 1e-3) for n in names)
     assert (folder / "run" / "checkpoint" / "optimizer").is_dir()
     written = load_file(folder / "run" / "checkpoint" / "model.safetensors")
     assert set(written) == names and all(torch.equal(written[n], both[0]["second"][n]) for n in names)
+    third = go_on(cs.Run(Args(str(folder / "run of one")), ["step"]))  # sharded over one
+    assert all(close(third[n], alone["third"][n], 1e-3) for n in names)
     third = go_on(cs.Run(Args(str(folder / "run")), ["step"]))
     assert all(close(third[n], alone["third"][n], 1e-3) for n in names)
     assert not (folder / "run" / "checkpoint" / "optimizer").exists()
     moved = max((third[n] - alone["second"][n]).abs().max() for n in names)
     assert moved > 1e-3  # the comparison above is of steps that were made
+
+
+@pytest.mark.parametrize("name", ["rm", "tied", "untied"])
+def test_half_precision_keeps_full_precision_where_it_matters(ranks, name):
+    _, alone, _, one = ranks
+    half, full = one[name + " half"], alone[name]
+    assert half["dtypes"] == [torch.bfloat16, torch.float32]
+    assert {p.dtype for p in [*half["weights"].values(), *half["grads"].values()]} == {torch.float32}
+    h, f = (torch.cat([v["grads"][n].flatten() for n in sorted(full["grads"])]) for v in (half, full))
+    assert not torch.equal(h, f) and torch.cosine_similarity(h, f, dim=0) > 0.99
+    assert half["norm"] == pytest.approx(full["norm"], rel=0.05)
+
+
+def test_optimizer_offload_changes_no_result(ranks, monkeypatch):
+    _, _, _, one = ranks
+    assert one["moved"] and all(found == ("DTensor", "meta", True) for found in one["moved"])
+    moves, move = [], cs.move_moments
+
+    def counted(optimizer, device=None):
+        moves.append(device)
+        move(optimizer, device)
+
+    monkeypatch.setattr(cs, "move_moments", counted)
+    weights = []
+    for offload in (False, True):
+        model = cs.load_model(POLICY, device="cpu")
+        optimizer = cs.adamw(model.parameters(), "cpu", offload, lr=0.01)
+        for _ in range(2):
+            update(model, optimizer)
+        again = cs.adamw(model.parameters(), "cpu", offload, lr=0.01)
+        again.load_state_dict(optimizer.state_dict())
+        update(model, again)
+        weights.append(weights_of(model))
+    assert moves == [None, "cpu", None, "cpu", "cpu", None, "cpu"]  # two steps, loading, a step
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_one_gpu_takes_the_way_of_several():
+    _, _, device = cs.setup("cuda")
+    model = cs.load_model(POLICY, device=device, sharded=True)
+    optimizer = cs.adamw(model.parameters(), device, offload=True, lr=0.01)
+    ids_BT, lengths_B = cs.pad_rows(PROMPTS, device)
+    before = None
+    for _ in range(3):
+        loss = loss_of(model, ids_BT, lengths_B)
+        before = before or loss.item()
+        loss.backward()
+        cs.clip_gradients(model, 1.0)
+        optimizer.step()
+        assert {s["exp_avg"].device.type for s in optimizer.state.values()} == {"cpu"}
+        assert cs.total(torch.ones(1)).item() == 1 and cs.gather_lists([1]) == [1]
+    assert model(ids_BT, lengths_B).dtype == torch.bfloat16 and loss.item() < before
+    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("task, message", [("lost", "rank 0 in phase 'update': lost the other"), ("hang", "over 0.02")])
@@ -292,6 +385,7 @@ if __name__ == "__main__":
     def main():
         task, folder = sys.argv[1], Path(sys.argv[2])
         rank, world, _ = cs.setup("cpu", timeout_minutes=0.15)
-        {"compare": compare_task, "lost": lost_task, "hang": hang_task, "fake": fake_task}[task](folder, rank, world)
+        tasks = {"compare": compare_task, "one": one_task, "lost": lost_task, "hang": hang_task, "fake": fake_task}
+        tasks[task](folder, rank, world)
 
     run_cli(main)

@@ -38,18 +38,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import grpo
 from codescaler import (
     SHAPES,
     Config,
     RewardModel,
     Tokenizer,
+    adamw,
     gathered,
     generate,
-    group_logprobs,
     load_model,
     model_folder,
     pad_rows,
     read_json,
+    score_groups,
     setup,
     weight_files,
     write_atomic,
@@ -1332,9 +1334,11 @@ class MemoryArgs:
     chunk: int = 1024  # tokens whose logits exist at once
     checkpointing: bool = False  # blocks are recomputed in the backward pass (the flag of the trainers)
     rollout_bytes: int = 2  # bytes a weight of the copy that decodes (2: bf16, as on CUDA)
-    rm_offload: bool = False  # the reward model waits on the host
+    rm_offload: bool = False  # the reward model waits on the host except while it scores
+    optimizer_offload: bool = False  # AdamW's moments wait on the host except in its step
     kl: bool = False  # a reference model is kept (grpo.py --kl)
-    check: bool = False  # on a GPU: run both phases with random weights and compare with the measured peaks
+    check: bool = False  # run the phases with random weights and compare with the peaks that are measured on CUDA
+    device: str | None = None  # of --check: cpu or cuda
     json: bool = False  # one JSON object a line on stdout
 
 
@@ -1376,35 +1380,36 @@ def block_activations(c):
 
 
 def memory_budget(policy, rm, args):
-    """{phase: {item: bytes on one GPU}} and the bytes one rollout row adds. AdamW keeps 16 bytes a parameter in fp32:
-    weight 4, moments 8, gradient 4 (freed before the next rollout)."""
+    """{phase: {item: bytes on one GPU}} and the bytes one rollout row adds. In fp32 a parameter has a weight, until its
+    use a gradient (4 bytes each), and two moments (8), which an offloaded AdamW has on the GPU in its step only."""
     P, D, V, L = num_parameters(policy), policy.hidden_size, policy.vocab_size, policy.num_hidden_layers
-    block, embedding = block_parameters(policy), D * V
-    weight_and_adam = 12 * P / args.gpus
-    shared = {"reference, fp32 shard": 4 * P / args.gpus if args.kl else 0}
-    reward_model = 2 * num_parameters(rm, "score") if rm and not args.rm_offload else 0
-    kept = L * 2 * D if args.checkpointing else L * block_activations(policy)
-    sharded = args.gpus > 1
+    block, embedding, kept = block_parameters(policy), D * V, block_activations(policy)
+    moments, gradients = {"moments, fp32": 8 * P / args.gpus}, {"gradients, fp32": 4 * P / args.gpus}
+    reward_model = {"reward model, bf16": 2 * num_parameters(rm, "score") if rm else 0}
+    always = {"weights, fp32": 4 * P / args.gpus, "reference, fp32": 4 * P / args.gpus if args.kl else 0}
+    always |= {} if args.optimizer_offload else moments
+    always |= {} if args.rm_offload else reward_model
     training = {
-        "weights and Adam, fp32": weight_and_adam, "gradients, fp32": 4 * P / args.gpus, **shared,
-        "reward model, bf16": reward_model,
-        "gathered blocks and head, bf16": 2 * (2 * block + embedding) if sharded else 0,
-        "largest gradient before it is shared out": 6 * max(block, embedding) if sharded else 0,
-        "activations kept": kept * args.token_budget,
-        "one block recomputed": block_activations(policy) * args.token_budget if args.checkpointing else 0,
+        **always, **gradients,
+        "gathered blocks and head, bf16": 2 * (2 * block + embedding),
+        "largest gradient before it is shared out": 6 * max(block, embedding),
+        "activations kept": (L * 2 * D if args.checkpointing else L * kept) * args.token_budget,
+        "one block recomputed": kept * args.token_budget if args.checkpointing else 0,
         "logits of a chunk, fp32, three times": 3 * 4 * V * args.chunk,
     }  # fmt: skip
     row = kv_bytes(policy) * (args.prompt + args.response + 1) + V * (4 + 4 + 8 + 8)  # logits, log-probs, fp64 cdf
-    rollout = {
-        "weights and Adam, fp32": weight_and_adam, **shared, "reward model, bf16": reward_model,
-        "decoding weights": args.rollout_bytes * P, "keys and values of prompts being read": kv_bytes(policy) * 16384,
-    }  # fmt: skip
-    return {"training": training, "rollout": rollout}, row
+    copy = {"decoding weights": args.rollout_bytes * P}
+    budget = {"training": training, "optimizer step": {**always, **gradients, **moments}}
+    budget["rollout"] = {**always, **copy, "keys and values of prompts being read": kv_bytes(policy) * 16384}
+    if rm:
+        texts = 16384 * (2 * kv_bytes(rm) + block_activations(rm))
+        budget["scoring"] = {**always, **copy, **reward_model, "16384 tokens of texts being scored": texts}
+    return budget, row
 
 
 def largest_rollout(budget, row, args):
-    """Rows of full length that fit beside the rest; 0 if nothing does."""
-    return max(0, int((args.gpu_gib * 2**30 - sum(budget["rollout"].values())) // row))
+    """Rows of full length that are decoded together: generate() fills 70% of what is free. 0 if nothing fits."""
+    return max(0, int(0.7 * (args.gpu_gib * 2**30 - sum(budget["rollout"].values())) // row))
 
 
 def bench_memory(argv):
@@ -1423,38 +1428,61 @@ def bench_memory(argv):
     show_rows([{
         "model": args.model, "parameters": num_parameters(policy), "gpus": args.gpus,
         "kv_kib_token": kv_bytes(policy) / 1024, "row_gib": row / 2**30, "rollout_rows": fits,
-        "training_fits": sum(budget["training"].values()) / 2**30 <= args.gpu_gib,
+        "training_fits": max(sum(budget[p].values()) for p in ("training", "optimizer step")) / 2**30 <= args.gpu_gib,
     }], args)  # fmt: skip
     if args.check:
         check_memory(budget, fits, args)
 
 
 def check_memory(budget, fits, args):
-    """Measures what memory_budget computes, with random weights: forward, backward and AdamW step over --token-budget
-    tokens, and decoding the largest rollout to its full length; the reward and reference models are left out of both
-    sides. Under torchrun with --gpus ranks, or with --gpus 1. Not run so far."""
-    rank, world, device = setup("cuda")
+    """Does the work of each phase with random weights and prints its peak beside what memory_budget computes: a GRPO
+    update on answers that fill --token-budget (AdamW's step included), decoding the largest rollout to its full length,
+    scoring 16384 tokens. Under torchrun with --gpus ranks, or with --gpus 1. Peaks are measured on CUDA only."""
+    rank, world, device = setup(args.device)
+    if fits == 0:
+        raise UserError(f"--check: no rollout row fits in --gpu-gib {args.gpu_gib}: more --gpus, or offload")
     if world != args.gpus:
         raise UserError(f"--check runs on {world} ranks, the table is for --gpus {args.gpus}: start it with torchrun")
-    if args.model not in SHAPES:
-        raise UserError(f"--check {args.model}: expected a name of SHAPES, which needs no weights")
-    model = load_model(args.model, device=device, random_init=True, sharded=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    answers = [list(range(100, 100 + args.response))] * max(1, args.token_budget // (args.prompt + args.response))
-    prompt, rows = list(range(100, 100 + args.prompt)), []
-    for phase in ("training", "rollout"):
-        torch.cuda.reset_peak_memory_stats(device)
-        if phase == "training":
-            group_logprobs(model, prompt, answers, chunk=args.chunk)[0].mean().backward()
-            optimizer.step()
-        else:
-            optimizer.zero_grad(set_to_none=True)
-            copy = gathered(model, torch.bfloat16 if args.rollout_bytes == 2 else None)
-            with torch.no_grad():
-                generate(copy, [prompt], fits, args.response, max_rows=fits)
-        peak = torch.cuda.max_memory_allocated(device) / 2**30
-        items = {name: size for name, size in budget[phase].items() if "reward" not in name and "reference" not in name}
-        rows.append({"phase": phase, "computed_gib": sum(items.values()) / 2**30, "peak_gib": peak})
+    reward_model = RewardModel(args.rm, device, random_init=True) if args.rm != "none" else None
+    model, reference = (
+        load_model(args.model, "lm", None, device, random_init=True, sharded=True) if wanted else None
+        for wanted in (True, args.kl)
+    )
+    model.checkpointing = args.checkpointing
+    optimizer = adamw(model.parameters(), device, args.optimizer_offload, lr=1e-6)
+    settings = grpo.Args(token_budget=args.token_budget, max_new_tokens=args.response, kl=0.2 * args.kl)
+    prompt, answer = ([i % model.num_tokens for i in range(100, 100 + n)] for n in (args.prompt, args.response))
+    count = max(1, (args.token_budget - args.prompt) // args.response)
+    logp = [-math.log(model.num_tokens)] * args.response  # of random weights, about: the ratio is about 1
+    group = [grpo.Rollout(None, rank, prompt, answer, logp, advantage=(-1.0) ** i) for i in range(count)]
+    texts = [prompt + answer] * max(1, 16384 // (args.prompt + args.response))
+
+    def training():
+        grpo.update(model, reference, optimizer, [group], settings, device, world)
+
+    if reward_model and args.rm_offload:
+        reward_model.model.to("cpu")
+    training()  # AdamW has its moments from the first step on
+    work = {
+        "training": (args.prompt + count * args.response, training),
+        "rollout": (fits * args.response, lambda: generate(copy, [prompt], fits, args.response, max_rows=fits)),
+        "scoring": (len(texts) * len(texts[0]), lambda: score_groups(reward_model.model.to(device), [texts])),
+    }  # fmt: skip
+    rows, copy = [], None
+    for phase, (tokens, run) in work.items():
+        if phase not in budget:
+            continue
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats(device)
+        started, copy = time.perf_counter(), gathered(model) if phase == "rollout" else copy
+        run()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        row = {"phase": phase, "tokens_s": tokens / (time.perf_counter() - started)}
+        parts = ("training", "optimizer step") if phase == "training" else (phase,)
+        row["computed_gib"] = max(sum(budget[part].values()) for part in parts) / 2**30
+        row["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30 if device != "cpu" else math.nan
+        rows.append(row)
     if rank == 0:
         show_rows(rows, args)
 

@@ -390,18 +390,34 @@ def test_memory_counts_are_those_of_the_model():
 def test_memory_table_adds_up_and_the_largest_rollout_is_the_largest(capsys):
     argv = ["--model", "qwen3-8b-shape", "--rm", "qwen3-8b-shape", "--prompt", "4096", "--response", "16384"]
     rows = run_json(capsys, bench.bench_memory, argv)
-    for phase in ("training", "rollout"):
+    for phase in ("training", "optimizer step", "rollout", "scoring"):
         sizes = [row["gib"] for row in rows if row.get("phase") == phase]
         assert sum(sizes[:-1]) == pytest.approx(sizes[-1])
-    states = [row["gib"] for row in rows if row.get("item") in ("weights and Adam, fp32", "gradients, fp32")][:2]
+    states = [row["gib"] for row in rows if row.get("item") in ("weights, fp32", "moments, fp32", "gradients, fp32")][
+        :3
+    ]
     assert sum(states) == pytest.approx(16 * 8190735360 / 8 / 2**30)
     args = bench.MemoryArgs()
     policy = bench.shape_of("qwen3-8b-shape")
     budget, row = bench.memory_budget(policy, policy, args)
     fits, free = bench.largest_rollout(budget, row, args), args.gpu_gib * 2**30 - sum(budget["rollout"].values())
-    assert fits * row <= free < (fits + 1) * row and rows[-1]["rollout_rows"] == fits > 0
-    more = bench.MemoryArgs(rm_offload=True)
-    assert bench.largest_rollout(*bench.memory_budget(policy, policy, more), more) > fits
+    assert fits * row <= 0.7 * free < (fits + 1) * row and rows[-1]["rollout_rows"] == fits > 0
+    for flag, size in (("rm_offload", 2 * 7568409600), ("optimizer_offload", 8 * 8190735360 / 8)):
+        more = bench.MemoryArgs(**{flag: True})
+        saved, _ = bench.memory_budget(policy, policy, more)
+        assert bench.largest_rollout(saved, row, more) > fits
+        less = {phase: sum(items.values()) - sum(saved[phase].values()) for phase, items in budget.items()}
+        used = "scoring" if flag == "rm_offload" else "optimizer step"
+        assert less == {phase: pytest.approx(0 if phase == used else size, abs=1) for phase in budget}
+
+
+def test_memory_check_does_the_work_of_every_phase(capsys):
+    argv = ["--model", str(POLICY), "--rm", str(REWARD), "--prompt", "16", "--response", "8", "--token-budget", "40"]
+    rows = run_json(
+        capsys, bench.bench_memory, [*argv, "--gpus", "1", "--gpu-gib", "0.03", "--check", "--device", "cpu"]
+    )
+    assert [row["phase"] for row in rows[-3:]] == ["training", "rollout", "scoring"]
+    assert all(row["tokens_s"] > 0 and row["peak_gib"] is None for row in rows[-3:])
 
 
 def write_run(folder, seed, steps=4):

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import bench  # noqa: E402
 import codescaler as cs  # noqa: E402
 from problems import run_cli  # noqa: E402
 
@@ -175,7 +176,8 @@ def hang_task(folder, rank, world):
 
 
 def fake_task(folder, rank, world):
-    """Parameters a rank holds of the 8B and 14B shapes on 8 ranks, without memory and without the other ranks."""
+    """Bytes a rank holds of the 8B and 14B shapes on 8 ranks, without memory and without the other ranks: weights,
+    gradients and what AdamW keeps after a step."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     found = {}
@@ -185,7 +187,15 @@ def fake_task(folder, rank, world):
             for head in ("lm", "score"):
                 with torch.device("meta"):
                     model = cs.shard(cs.Qwen3(cs.SHAPES[name], head), "cpu")
-                held = sum(cs.local(p).numel() * p.element_size() for p in model.parameters())
+                optimizer = cs.adamw(model.parameters(), "cpu")
+                for p in model.parameters():
+                    p.grad = torch.empty_like(p)
+                optimizer.step()
+                moments = [v for state in optimizer.state.values() for v in state.values() if v.ndim]
+                held = [
+                    sum(cs.local(v).numel() * v.element_size() for v in values)
+                    for values in (model.parameters(), [p.grad for p in model.parameters()], moments)
+                ]
                 units = sum(isinstance(module, cs.FSDPModule) for module in model.modules())
                 found[rank, name, head] = held, units
         dist.destroy_process_group()
@@ -340,6 +350,17 @@ def test_optimizer_offload_changes_no_result(ranks, monkeypatch):
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
 
 
+def test_one_gpu_gets_a_process_group_of_one(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: asked.append((args, options)))
+    assert cs.setup() == (0, 1, "cuda:0") and cs.setup("cpu") == (0, 1, "cpu")
+    ((backend,), options), *more = asked
+    assert backend == "cpu:gloo,cuda:nccl" and options["world_size"] == 1 and not more
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_one_gpu_takes_the_way_of_several():
     _, _, device = cs.setup("cuda")
@@ -374,10 +395,16 @@ def test_8b_and_14b_over_eight_ranks(tmp_path):
         # fp32 shards: rows are dealt in runs of an eighth, rounded up; the score head is one row, so rank 0 has it.
         runs = {n: -(-p.shape[0] // 8) for n, p in model.named_parameters()}
         rows = {n: min(runs[n], max(0, p.shape[0] - rank * runs[n])) for n, p in model.named_parameters()}
-        assert held == sum(4 * rows[n] * p[0].numel() for n, p in model.named_parameters())
+        assert held[0] == held[1] == held[2] / 2 == sum(4 * rows[n] * p[0].numel() for n, p in model.named_parameters())
         assert units == len(model.model.layers) + 3  # the embedding, the head, the root
-        whole = sum(4 * p.numel() for p in model.parameters())
-        assert abs(held - whole / 8) < 1e-3 * whole / 8
+        if head == "lm":  # what `bench.py memory` prints
+            shape = cs.SHAPES[name]
+            items = bench.memory_budget(shape, shape, bench.MemoryArgs())[0]["optimizer step"]
+            named = ("weights, fp32", "gradients, fp32", "moments, fp32")
+            assert held == [pytest.approx(items[item], rel=1e-3) for item in named]
+            with torch.device("meta"):
+                reward_model = cs.Qwen3(shape, "score")
+            assert items["reward model, bf16"] == 2 * sum(p.numel() for p in reward_model.parameters())
 
 
 if __name__ == "__main__":

@@ -1443,13 +1443,14 @@ class Run:
         """Rows of samples.jsonl; a line cut short by a kill is dropped from the file."""
         path = self.dir / "samples.jsonl"
         lines = read_lines(path)
-        if lines and not lines[-1].endswith("\n"):
+        if self.rank == 0 and lines and not lines[-1].endswith("\n"):
             write_atomic(path, "".join(lines[:-1]))
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def drop_samples_after(self, step):
-        kept = [json.dumps(row) + "\n" for row in self.samples() if row["step"] <= step]
-        write_atomic(self.dir / "samples.jsonl", "".join(kept))
+        if self.rank == 0:
+            kept = [json.dumps(row) + "\n" for row in self.samples() if row["step"] <= step]
+            write_atomic(self.dir / "samples.jsonl", "".join(kept))
 
     def log(self, **row):
         """Appends a row to metrics.csv; columns that are not given stay empty."""

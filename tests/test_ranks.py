@@ -5,6 +5,7 @@ Run with `pytest tests/test_ranks.py`; what the tests start as a rank, with RANK
     python tests/test_ranks.py TASK FOLDER
 """
 
+import json
 import os
 import shutil
 import socket
@@ -24,7 +25,9 @@ sys.path.insert(0, str(ROOT))
 
 import bench  # noqa: E402
 import codescaler as cs  # noqa: E402
-from problems import run_cli  # noqa: E402
+import grpo  # noqa: E402
+import train_rm  # noqa: E402
+from problems import UserError, run_cli  # noqa: E402
 
 GOLDEN, POLICY = ROOT / "tests" / "golden", ROOT / "tiny" / "policy"
 PROMPTS = [[5, 6, 7], [9] * 12, [3, 4] * 4]
@@ -361,6 +364,37 @@ def test_one_gpu_gets_a_process_group_of_one(monkeypatch):
     assert backend == "cpu:gloo,cuda:nccl" and options["world_size"] == 1 and not more
 
 
+def test_a_shape_is_trained_from_random_weights(tmp_path, monkeypatch, capsys):
+    config = replace(cs.load_model(POLICY, device="cpu").config, vocab_size=700)  # more ids than the tokenizer knows
+    monkeypatch.setitem(cs.SHAPES, "qwen3-test-shape", config)
+    pair = {"chosen": "def solve(xs):\n    return xs", "rejected": "def solve(xs):\n    return 0", "source": "t"}
+    pairs = [json.dumps(pair | {"id": str(i), "prompt": f"Return xs, {i}."}) for i in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
+    common = ["--random-init", "--device", "cpu", "--steps", "1", "--out"]
+    rm = ["--init", "qwen3-test-shape", "--pairs", str(tmp_path / "pairs.jsonl"), "--batch", "4"]
+    policy = [
+        "--policy",
+        "qwen3-test-shape",
+        "--rm",
+        "qwen3-test-shape",
+        "--prompts",
+        "1",
+        "--group",
+        "2",
+        "--limit",
+        "1",
+    ]
+    for module, flags in ((train_rm, rm), (grpo, [*policy, "--max-new-tokens", "8", "--eval-group", "2"])):
+        out = tmp_path / module.__name__
+        monkeypatch.setattr(sys, "argv", [module.__name__, *flags, *common, str(out)])
+        module.main()
+        assert len(cs.read_lines(out / "metrics.csv")) == 2
+        assert cs.load_model(out, "score" if module is train_rm else "lm", device="cpu").config.vocab_size == 700
+    monkeypatch.setattr(sys, "argv", ["train_rm", *rm, "--out", str(tmp_path / "refused")])
+    with pytest.raises(UserError, match="--random-init"):
+        train_rm.main()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_one_gpu_takes_the_way_of_several():
     _, _, device = cs.setup("cuda")
@@ -378,6 +412,15 @@ def test_one_gpu_takes_the_way_of_several():
         assert cs.total(torch.ones(1)).item() == 1 and cs.gather_lists([1]) == [1]
     assert model(ids_BT, lengths_B).dtype == torch.bfloat16 and loss.item() < before
     dist.destroy_process_group()
+
+
+def test_only_the_first_rank_writes_samples(tmp_path):
+    (tmp_path / "samples.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    for rank, left in ((1, 3), (0, 1)):
+        run = cs.Run(Args(str(tmp_path)), ["step"], rank)
+        assert [row["step"] for row in run.samples()] == [1, 2]
+        run.drop_samples_after(1)
+        assert len(cs.read_lines(tmp_path / "samples.jsonl")) == left
 
 
 @pytest.mark.parametrize("task, message", [("lost", "rank 0 in phase 'update': lost the other"), ("hang", "over 0.02")])

@@ -11,6 +11,7 @@ Shape suffixes: B batch, T time, D model width, H query heads, G key/value heads
 Batches are right-padded and lengths say what is real: with causal attention no real token ever sees the padding.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import datetime
@@ -1141,6 +1142,8 @@ def setup(device=None, timeout_minutes=30):
         alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
         with phase("meeting the other ranks"):
             dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes), **alone)
+        if alone:  # nccl warns of a group that is left at exit; of several ranks, one may wait in vain for the others
+            atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return rank, world, device
 
 

@@ -121,8 +121,10 @@ def compare_models(folder, rank=0, world=1):
         model, optimizer = start(path, head, sharded=True)
         held = sum(cs.local(p).numel() for p in model.parameters())
         found[name] = {**update(model, optimizer, rank, world), "held": held, "weights": weights_of(model)}
-        model, _ = start(path, head, sharded=True)
-        found[name + " shared"] = shared_update(model, rank, world)
+        for checkpointing in (False, True):
+            model, _ = start(path, head, sharded=True)
+            model.checkpointing = checkpointing
+            found[name + " shared" + " recomputed" * checkpointing] = shared_update(model, rank, world)
     return found
 
 
@@ -160,6 +162,7 @@ def one_task(folder, rank, world):
         out = model.score(hidden_BTD, torch.tensor([12])) if head == "score" else model.logits(hidden_BTD)
         dtypes = [hidden_BTD.dtype, out.dtype]
         model, optimizer = start(path, head, sharded=True)
+        model.checkpointing = True
         found[name + " half"] = {**update(model, optimizer), "dtypes": dtypes, "weights": weights_of(model)}
     torch.save(found, folder / "one.pt")
 
@@ -266,13 +269,14 @@ def close(a, b, tolerance=1e-5):
     return (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-6)
 
 
+@pytest.mark.parametrize("recomputed", ["", " recomputed"])
 @pytest.mark.parametrize("name", ["rm shared", "tied shared", "untied shared"])
-def test_gradients_of_a_shared_prompt(ranks, name):
+def test_gradients_of_a_shared_prompt(ranks, name, recomputed):
     _, alone, both, one = ranks
-    for found in [*both, one]:
-        assert close(found[name]["loss"], alone[name]["loss"])
+    for found in (ranks[name + recomputed] for ranks in (*both, one)):
+        assert close(found["loss"], alone[name]["loss"])
         for parameter, grad in alone[name]["grads"].items():
-            assert grad.any() and close(found[name]["grads"][parameter], grad), parameter
+            assert grad.any() and close(found["grads"][parameter], grad), parameter
 
 
 @pytest.mark.parametrize("name", ["rm", "tied", "untied"])

@@ -377,18 +377,8 @@ def test_a_shape_is_trained_from_random_weights(tmp_path, monkeypatch, capsys):
     (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
     common = ["--random-init", "--device", "cpu", "--steps", "1", "--out"]
     rm = ["--init", "qwen3-test-shape", "--pairs", str(tmp_path / "pairs.jsonl"), "--batch", "4"]
-    policy = [
-        "--policy",
-        "qwen3-test-shape",
-        "--rm",
-        "qwen3-test-shape",
-        "--prompts",
-        "1",
-        "--group",
-        "2",
-        "--limit",
-        "1",
-    ]
+    models = ["--policy", "qwen3-test-shape", "--rm", "qwen3-test-shape"]
+    policy = [*models, "--prompts", "1", "--group", "2", "--limit", "1"]
     for module, flags in ((train_rm, rm), (grpo, [*policy, "--max-new-tokens", "8", "--eval-group", "2"])):
         out = tmp_path / module.__name__
         monkeypatch.setattr(sys, "argv", [module.__name__, *flags, *common, str(out)])
@@ -400,7 +390,7 @@ def test_a_shape_is_trained_from_random_weights(tmp_path, monkeypatch, capsys):
         train_rm.main()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_one_gpu_takes_the_way_of_several():
     _, _, device = cs.setup("cuda")
     model = cs.load_model(POLICY, device=device, sharded=True)

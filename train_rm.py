@@ -383,8 +383,8 @@ def execution_report(programs, path, init, device):
     """Scores of programs against their verdicts -> (lines, result, calibration): AUC within a problem before and after,
     and the fitted score -> P(pass). `init` may be a policy without a head, or None."""
     passed = [p for *_, p in programs]
-    if len(set(passed)) < 2:
-        return ["no passing or no failing program is held out: no AUC, no calibration"], {}, None
+    if len(set(passed)) < 2 or len(passed) < 4:
+        return ["too few held-out programs that pass and that fail: no AUC, no calibration"], {}, None
     lines, result = [f"held-out programs: {len(programs)}, of which {sum(passed)} pass"], {"programs": len(programs)}
     for name, model in (("initialisation", init), ("fine-tuned", path)):
         if model is None or "score.weight" not in weight_files(model_folder(model)):
@@ -505,9 +505,10 @@ def get_pairs(args, run, device, log, rank, world):
 
 
 def update(model, optimizer, rows, args, world, rank):
-    """One optimizer step on these pairs, of which a rank takes its share -> loss, accuracy, margin, gradient norm,
-    whether the step was skipped. With sharded weights every rank makes the same number of passes, the last ones with
-    weight 0. A gradient that is not finite is skipped; its norm is that of all ranks, so they agree."""
+    """One optimizer step on these pairs, of which a rank takes its share -> Bradley-Terry loss (ln 2 where scores are
+    equal; without the centring), accuracy, margin, gradient norm, whether the step was skipped. With sharded weights
+    every rank makes the same number of passes, the last ones with weight 0. A gradient that is not finite is skipped;
+    its norm is that of all ranks, so they agree."""
     batches, sums = list(micro_batches(rows[rank::world], args.token_budget)), 0.0
     for i in range(max(gather_lists([len(batches)]))):
         batch, weight = (batches[i], 1.0) if i < len(batches) else ([Row((0,), [0], [0], 0.0, "")], 0.0)
@@ -516,8 +517,9 @@ def update(model, optimizer, rows, args, world, rank):
         loss = weight * pairwise_loss(chosen_P, rejected_P, margin_P, args.center, len(rows), args.center_at)
         (loss * world).backward()  # sharded gradients are averaged over ranks, the loss is a sum over them
         gap_P = (chosen_P - rejected_P).detach()
-        shares = weight * torch.stack([(gap_P > 0).sum(), gap_P.sum()]) / len(rows)
-        sums = sums + torch.cat([loss.detach()[None], shares])
+        preference = pairwise_loss(gap_P, 0.0, margin_P, count=len(rows))
+        shares = torch.stack([preference, (gap_P > 0).sum() / len(rows), gap_P.sum() / len(rows)])
+        sums = sums + weight * shares
     grad_norm = clip_gradients(model, 1.0)
     if math.isfinite(grad_norm):
         optimizer.step()
@@ -527,8 +529,8 @@ def update(model, optimizer, rows, args, world, rank):
 
 def report(args, run, held_out, state, after, device):
     """Prints what was learned and leaves result.json in the run folder and calibration.json beside the weights."""
-    lines, result = pair_report(held_out, state["before"], after, args.init, args.split)
     init = None if args.random_init else args.init
+    lines, result = pair_report(held_out, state["before"], after, init or "random", args.split)
     more, against, calibration = execution_report(held_out_programs(run, held_out), run.checkpoint, init, device)
     flips, flipped = flip_report(held_out, run.checkpoint, device, args.seed)
     print("\n" + "\n".join(lines) + "\n\n" + "\n".join(more + flips))

@@ -101,7 +101,7 @@ class Args(PairRules):
     # training
     held_out: float = 0.15  # share of the problems kept for evaluation
     split: str = "problem"  # what is held out: whole problems, or pairs of problems that are trained on
-    epochs: float = 1.5  # passes over the pairs
+    epochs: float = 1.25  # passes over the pairs
     steps: int | None = None  # optimizer steps, in place of --epochs
     batch: int = 32  # pairs a step
     lr: float = 5e-4  # peak learning rate; warmup over 5% of the steps, then a cosine to a tenth

@@ -21,6 +21,7 @@ import math
 import multiprocessing
 import os
 import platform
+import random
 import resource
 import shutil
 import signal
@@ -39,21 +40,26 @@ import torch
 from tqdm import tqdm
 
 import grpo
+import train_rm
 from codescaler import (
     SHAPES,
     Config,
+    DecodingBatch,
     RewardModel,
     Tokenizer,
     adamw,
+    compute_dtype,
     gathered,
     generate,
     load_model,
+    local,
     model_folder,
     pad_rows,
     read_json,
     score_groups,
     setup,
     weight_files,
+    whole,
     write_atomic,
 )
 from extract import extract_code
@@ -1488,6 +1494,379 @@ def check_memory(budget, fits, args):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# speed: the same tokens through this code and, with --peer, through transformers and TRL
+
+SPEED_SIZES = {  # pairs scored; (prompts, samples, new tokens) generated; pairs of an RM step; a GRPO step, likewise
+    "tiny": (64, [(2, 8, 128), (8, 8, 128)], 16, (8, 8, 128)),
+    "small": (16, [(2, 8, 128)], 4, (1, 8, 64)),
+    "qwen3-0.6b-shape": (4, [(1, 4, 16)], 1, (1, 2, 16)),
+    "qwen3-8b-shape": (64, [(8, 8, 128)], 4, (1, 8, 64)),
+}
+FULL_SIZES = (512, [(32, 8, 128)], 64, (32, 8, 128))
+STOP = 1  # ends the rows of the generation workload; 0 is padding, all other ids are drawn
+
+
+@dataclass
+class SpeedArgs:
+    config: str = "tiny"  # tiny, small, qwen3-0.6b-shape or qwen3-8b-shape (random weights)
+    peer: bool = False  # also measure transformers (scoring, generation) and TRL (training steps)
+    full: bool = False  # the large sizes, on a GPU
+    seconds: int = 100  # a row is not repeated after so many seconds
+    device: str | None = None  # cpu or cuda; default: cuda where there is one
+    json: bool = False  # one JSON object a line on stdout
+
+
+def score_workload(pairs, group, vocab, seed=0):
+    """[(prompt, [answer, ...]), ...] with `group` random answers of 80-400 tokens to each prompt of 300-700."""
+    rng = random.Random(seed)
+
+    def draw(low, high):
+        return [rng.randrange(2, vocab) for _ in range(rng.randint(low, high))]
+
+    group = min(group, pairs)
+    return [(draw(300, 700), [draw(80, 400) for _ in range(group)]) for _ in range(pairs // group)]
+
+
+def generate_workload(prompts, samples, new, vocab, low=300, high=700, seed=0):
+    """Prompts, and for each of their samples the number of tokens after which it stops: a quarter runs to the limit."""
+    rng = random.Random(seed)
+    drawn = [[rng.randrange(2, vocab) for _ in range(rng.randint(low, high))] for _ in range(prompts)]
+    return drawn, [new if rng.random() < 0.25 else rng.randint(new // 8, new) for _ in range(prompts * samples)]
+
+
+def group_flops(c, groups, heads=0):
+    """FLOPs a forward pass needs for [(prompt length, [answer lengths])], with the head at `heads` positions: no
+    padding, each query against the keys up to its own, a prompt once for all its answers."""
+    tokens = sum(p + sum(answers) for p, answers in groups)
+    seen = sum(p * (p + 1) / 2 + sum(n * p + n * (n + 1) / 2 for n in answers) for p, answers in groups)
+    attention = 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * seen
+    return 2 * c.num_hidden_layers * block_parameters(c) * tokens + attention + 2 * c.hidden_size * c.vocab_size * heads
+
+
+def decode_bytes(c, groups, size):
+    """Bytes decoding must read, of `size` a number: in every step the weights, and the keys and values of each live row
+    and, once for the rows of a group, of its prompt."""
+    steps = max(max(answers) for _, answers in groups) - 1
+    weights = c.num_hidden_layers * block_parameters(c) + c.hidden_size * c.vocab_size
+    keys = sum(p * max(answers) + sum(n * (n + 1) / 2 for n in answers) for p, answers in groups)
+    return size * (steps * weights + keys * kv_bytes(c) / 2)
+
+
+def machine_floor(device):
+    """(FLOP/s of a square matrix product in the dtype of compute_dtype, bytes/s of a copy): the best of five."""
+    n, dtype = (8192, torch.bfloat16) if device != "cpu" else (2048, torch.float32)
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+    source = torch.zeros(2**28 if device != "cpu" else 2**25, device=device)
+    target = torch.empty_like(source)
+    multiply, copy = (
+        min(seconds_of(run, device) for _ in range(5)) for run in (lambda: a @ b, lambda: target.copy_(source))
+    )
+    return 2 * n**3 / multiply, 8 * source.numel() / copy
+
+
+def seconds_of(run, device):
+    """Seconds of a call; on a CPU with one thread its CPU seconds, which other jobs disturb less."""
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
+    wait()
+    begin = clock()
+    run()
+    wait()
+    return clock() - begin
+
+
+def peak_gib(device):
+    """Memory peak so far: of the GPU, or of the process."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def side_by_side(ours, peer, difference, facts, floor_s, args):
+    """A row of the table. One warm-up and three rounds of ours and the peer in turn, fewer when --seconds are over (a
+    warm-up that takes them all counts); ratio is the median of the rounds' ratios."""
+    rounds, begin, peak = [], time.perf_counter(), None
+    while len(rounds) < 4 and (not rounds or time.perf_counter() - begin < args.seconds):
+        mine = seconds_of(ours, args.device)
+        peak = peak or peak_gib(args.device)  # before the peer has run
+        rounds.append((mine, seconds_of(peer, args.device) if peer else math.nan))
+    rounds = rounds[1:] or rounds
+    ours_s, peer_s = (statistics.median(column) for column in zip(*rounds))
+    return {
+        "row": facts["row"], "config": args.config, "device": args.device, **facts, "ours_s": ours_s, "peer_s": peer_s,
+        "ratio": statistics.median(p / o for o, p in rounds), "floor_fraction": floor_s / ours_s,
+        "tokens_s": facts["tokens"] / ours_s, "max_abs_diff": difference(), "peak_gib": peak, "rounds": len(rounds),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def speed_model(args, head, training=False):
+    """Random weights; the score head too, which init_weights leaves at zero."""
+    name = args.config if args.config in SHAPES else f"{args.config}-shape"
+    dtype = torch.float32 if training else compute_dtype(args.device)
+    model = load_model(name, head, dtype, args.device, random_init=True, sharded=training)
+    if head == "score":
+        torch.manual_seed(0)
+        torch.nn.init.normal_(local(model.score.weight), std=0.02)
+    return model
+
+
+def transformers_twin(model, device):
+    """The transformers model with the weights of ours."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("--peer compares with transformers: pip install transformers==5.23.0") from None
+    config = transformers.Qwen3Config(**{**model.config.to_dict(model.head), "pad_token_id": 0})
+    kind = transformers.Qwen3ForCausalLM if model.head == "lm" else transformers.Qwen3ForSequenceClassification
+    twin = kind(config).to(device, model.model.norm.weight.dtype)
+    twin.load_state_dict({name: whole(p) for name, p in model.named_parameters()}, strict=False)
+    return twin.eval()
+
+
+def largest(values, others):
+    """The largest absolute difference."""
+    return max(abs(a - b) for a, b in zip(values, others, strict=True))
+
+
+def speed_score(args, pairs, rate, bandwidth):
+    """Groups of 8 answers a prompt; transformers in batches of 8, padded on the right."""
+    model = speed_model(args, "score").eval()
+    work = score_workload(pairs, 8, model.config.vocab_size)
+    groups = [[prompt + answer for answer in answers] for prompt, answers in work]
+    rows, found = sum(groups, []), {}
+    lengths = [(len(prompt), [len(answer) for answer in answers]) for prompt, answers in work]
+    twin = transformers_twin(model, args.device) if args.peer else None
+
+    def ours():
+        found["ours"] = sum(score_groups(model, groups), [])
+
+    @torch.inference_mode()
+    def peer():
+        found["peer"] = []
+        for at in range(0, len(rows), 8):
+            ids_BT, lengths_B = pad_rows(rows[at : at + 8], args.device)
+            mask_BT = torch.arange(ids_BT.shape[1], device=args.device) < lengths_B[:, None]
+            found["peer"] += twin(input_ids=ids_BT, attention_mask=mask_BT.long()).logits[:, 0].tolist()
+
+    @torch.inference_mode()
+    def difference():
+        plain = ((model(ids_1T), n_1) for ids_1T, n_1 in (pad_rows([row], args.device) for row in rows))
+        wanted = found["peer"] if twin else [model.score(*part).item() for part in plain]
+        return largest(found["ours"], wanted)
+
+    facts = {"row": "score", "work": f"{pairs} pairs", "tokens": sum(map(len, rows))}
+    floor_s = group_flops(model.config, lengths) / rate
+    yield side_by_side(ours, twin and peer, difference, facts, floor_s, args)
+
+
+class ForcedStops(DecodingBatch):
+    """Sample j of prompt i ends after stops[i * n + j] tokens, whatever is drawn."""
+
+    def sample(self):
+        super().sample()
+        return [r for r, row in enumerate(self.rows) if len(row.ids) == self.stops[row.prompt * self.n + row.sample]]
+
+
+def generate_ours(model, prompts, samples, new, stops):
+    with torch.no_grad():
+        batch = ForcedStops(
+            model, prompts, samples, new + 1, (1.0, 1.0, 0), set(), 0, range(len(prompts)), 256, 16384
+        )  # fmt: skip
+        batch.stops = stops
+        return batch.run()
+
+
+def generate_peer(twin, prompts, samples, new, stops, device):
+    """transformers.generate from prompts padded on the left, STOP being certain at the end of a row and else barred."""
+    width = max(map(len, prompts))
+    ids_BT = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    step_T = torch.arange(1, new + 1)
+    bias_BT = torch.where(step_T >= torch.tensor(stops)[:, None], 1e9, -1e9).to(device)
+
+    def force(ids, scores):
+        scores[:, STOP] = bias_BT[:, ids.shape[1] - width]
+        return scores
+
+    with torch.inference_mode():
+        twin.generate(
+            ids_BT, attention_mask=(ids_BT > 0).long(), num_return_sequences=samples, max_new_tokens=new,
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=STOP, pad_token_id=0,
+            logits_processor=[force],
+        )  # fmt: skip
+
+
+def speed_generate(args, size, rate, bandwidth):
+    """max_abs_diff is that of the log-probabilities of our tokens, from the peer's plain pass over each row."""
+    model, (prompts, samples, new) = speed_model(args, "lm").eval(), size
+    work, stops = generate_workload(*size, model.config.vocab_size)
+    twin, found = transformers_twin(model, args.device) if args.peer else None, {}
+    groups = [(len(prompt), stops[i * samples : (i + 1) * samples]) for i, prompt in enumerate(work)]
+
+    def ours():
+        found["ours"] = generate_ours(model, work, samples, new, stops)
+
+    @torch.inference_mode()
+    def difference():
+        ours, wanted = [], []
+        for prompt, completions in zip(work, found["ours"]):
+            for c in completions:
+                ids_1T = torch.tensor([prompt + c.ids], device=args.device)
+                logits_1TV = twin(ids_1T).logits.float() if twin else model.logits(model(ids_1T))
+                logp_TV = logits_1TV[0, len(prompt) - 1 : -1].log_softmax(-1)
+                wanted += logp_TV.gather(1, ids_1T[0, len(prompt) :, None])[:, 0].tolist()
+                ours += c.logps
+        return largest(ours, wanted)
+
+    size_of, c = model.model.norm.weight.element_size(), model.config
+    prefill = group_flops(c, [(p, []) for p, _ in groups])
+    decode = group_flops(c, [(p, [n - 1 for n in answers]) for p, answers in groups], sum(stops)) - prefill
+    floor_s = prefill / rate + max(decode / rate, decode_bytes(c, groups, size_of) / bandwidth)
+    facts = {"row": "generate", "work": f"{prompts}x{samples}x{new}", "tokens": sum(stops)}
+    peer = twin and (lambda: generate_peer(twin, work, samples, new, stops, args.device))
+    yield side_by_side(ours, peer, difference, facts, floor_s, args)
+
+
+def trl_trainer(kind, model, **settings):
+    """A TRL trainer with its defaults around a model, made ready as trainer.train() would: the steps are ours, so that
+    what is timed is its loss, its backward pass and AdamW, without its data loading and logging."""
+    try:
+        import trl
+        from datasets import Dataset
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UserError("--peer compares training steps with TRL: pip install trl==1.16.0") from None
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parent / "tiny" / "policy")
+    data = {"prompt": ["a"]} if kind == "GRPO" else {"chosen_ids": [[2, 3]], "rejected_ids": [[2, 4]]}
+    more = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)} if kind == "GRPO" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        config = getattr(trl, f"{kind}Config")(
+            output_dir=folder, report_to="none", use_cpu=model.device.type == "cpu", bf16=model.device.type != "cpu",
+            **settings,
+        )  # fmt: skip
+        trainer = getattr(trl, f"{kind}Trainer")(
+            model=model, args=config, train_dataset=Dataset.from_dict(data), processing_class=tokenizer, **more
+        )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs)
+    model.train()
+    return trainer
+
+
+def trl_step(trainer, model, optimizer, batches):
+    """Loss and gradient norm of an optimizer step over these batches."""
+    loss = 0.0
+    for batch in batches:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type != "cpu"):
+            part = trainer.compute_loss(model, batch)
+        part.backward()
+        loss += part.item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
+
+
+def speed_rm_step(args, pairs, rate, bandwidth):
+    """Bradley-Terry step on pairs that share their prompt: forward, backward, clipping, AdamW at learning rate 0, so
+    that every repeat computes the same. Compared: loss and gradient norm."""
+    model, found = speed_model(args, "score", training=True), {}
+    work = score_workload(2 * pairs, 2, model.config.vocab_size)
+    rows = [train_rm.Row(tuple(prompt), *answers, 0.0, "") for prompt, answers in work]
+    settings = train_rm.Args(center=0.0, token_budget=16384 if args.device != "cpu" else 2048)
+    optimizer = adamw(model.parameters(), args.device, lr=0.0)
+    peer = None
+    if args.peer:
+        twin = transformers_twin(model, args.device)
+        trainer, twin_optimizer = trl_trainer("Reward", twin), adamw(twin.parameters(), args.device, lr=0.0)
+        ids_BT, lengths_B = pad_rows([[*row.prompt, *row.chosen] for row in rows]
+                                     + [[*row.prompt, *row.rejected] for row in rows], args.device)  # fmt: skip
+        mask_BT = (torch.arange(ids_BT.shape[1], device=args.device) < lengths_B[:, None]).long()
+
+        def peer():
+            batch = {"input_ids": ids_BT, "attention_mask": mask_BT}
+            found["peer"] = trl_step(trainer, twin, twin_optimizer, [batch])
+
+    def ours():
+        loss, _, _, norm, _ = train_rm.update(model, optimizer, rows, settings, 1, 0)
+        found["ours"] = loss, norm
+
+    lengths = [(len(prompt), [len(answer) for answer in answers]) for prompt, answers in work]
+    tokens = sum(2 * p + sum(answers) for p, answers in lengths)
+    facts = {"row": "rm_step", "work": f"{pairs} pairs", "tokens": tokens}
+    floor_s = 3 * group_flops(model.config, lengths) / rate
+    yield side_by_side(ours, peer, lambda: difference_of(found), facts, floor_s, args)
+
+
+def difference_of(found):
+    return largest(found["ours"], found["peer"]) if "peer" in found else math.nan
+
+
+def speed_grpo_step(args, size, rate, bandwidth):
+    """Rollout of 500-token prompts and one on-policy step (DAPO's mean over tokens, no KL), advantages +1 and -1 in
+    turn. The peer generates as TRL does, with transformers, and is trained on our tokens, so that losses and gradient
+    norms can be compared; its micro-batches are of 8 rows. Learning rate 0, as in the RM step."""
+    (prompts, samples, new), found = size, {}
+    model = speed_model(args, "lm", training=True)
+    work, stops = generate_workload(*size, model.config.vocab_size, 500, 500)
+    settings = grpo.Args(kl=0.0, max_new_tokens=new, token_budget=16384 if args.device != "cpu" else 2048)
+    optimizer = adamw(model.parameters(), args.device, lr=0.0)
+
+    def ours():
+        done = generate_ours(gathered(model), work, samples, new, stops)
+        found["groups"] = [
+            [grpo.Rollout(None, i, prompt, c.ids, c.logps, advantage=(-1.0) ** j) for j, c in enumerate(group)]
+            for i, (prompt, group) in enumerate(zip(work, done))
+        ]
+        m = grpo.update(model, None, optimizer, found["groups"], settings, args.device)
+        found["ours"] = m["loss"], m["grad_norm"]
+
+    peer = None
+    if args.peer:
+        twin = transformers_twin(model, args.device)
+        trainer, twin_optimizer = trl_trainer("GRPO", twin), adamw(twin.parameters(), args.device, lr=0.0)
+        trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = 1
+
+        def peer():
+            twin.eval()
+            generate_peer(twin, work, samples, new, stops, args.device)
+            twin.train()
+            rows = sum(found["groups"], [])
+            batches = [trl_batch(rows[at : at + 8], sum(stops), args.device) for at in range(0, len(rows), 8)]
+            found["peer"] = trl_step(trainer, twin, twin_optimizer, batches)
+
+    c, groups = model.config, [(len(p), stops[i * samples : (i + 1) * samples]) for i, p in enumerate(work)]
+    forward = group_flops(c, groups, sum(stops))
+    decode = max(4 * forward / rate, 3 * forward / rate + decode_bytes(c, groups, 4) / bandwidth)
+    facts = {"row": "grpo_step", "work": f"{prompts}x{samples}x{new}", "tokens": sum(stops)}
+    yield side_by_side(ours, peer, lambda: difference_of(found), facts, decode, args)
+
+
+def trl_batch(rows, tokens, device):
+    """Rollouts as TRL's GRPO loss takes them; `tokens` is the number of completion tokens of the whole step."""
+    (prompt_BT, _), (ids_BT, lengths_B) = (pad_rows(x, device) for x in zip(*((r.prompt_ids, r.ids) for r in rows)))
+    return {
+        "prompt_ids": prompt_BT, "prompt_mask": torch.ones_like(prompt_BT), "completion_ids": ids_BT,
+        "completion_mask": (torch.arange(ids_BT.shape[1], device=device) < lengths_B[:, None]).long(),
+        "advantages": torch.tensor([r.advantage for r in rows], device=device),
+        "num_items_in_batch": torch.tensor(float(tokens), device=device),
+    }  # fmt: skip
+
+
+def bench_speed(argv):
+    """Rows as they come: seconds of this code and of the peer, tokens a second, the fraction of the floor (needed FLOPs
+    at the rate of a matrix product, in decoding bytes at the rate of a copy, both measured just before)."""
+    args = parse_args(SpeedArgs, argv)
+    if args.config not in SPEED_SIZES:
+        raise UserError(f"--config {args.config}: expected one of {', '.join(SPEED_SIZES)}")
+    args.device = setup(args.device)[2]
+    pairs, generated, rm_pairs, grpo_size = FULL_SIZES if args.full else SPEED_SIZES[args.config]
+    measured = [(speed_score, pairs), *((speed_generate, size) for size in generated)]
+    for measurement, size in [*measured, (speed_rm_step, rm_pairs), (speed_grpo_step, grpo_size)]:
+        show_rows(measurement(args, size, *machine_floor(args.device)), args)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # sandbox: the same small programs through our sandbox, through the way of openai/human-eval, and `python -I` a test
 
 PROGRAM = "def solve(xs):\n    total = 0\n    for x in xs:\n        total += x\n    return total\n"
@@ -1649,7 +2028,7 @@ def bench_sandbox(argv):
 COMMANDS = {
     "sample": bench_sample, "pass": bench_pass, "bon": bench_bon, "rm": bench_rm, "paper": bench_paper,
     "plot": bench_plot, "show": bench_show, "settings": bench_settings, "memory": bench_memory,
-    "sandbox": bench_sandbox,
+    "speed": bench_speed, "sandbox": bench_sandbox,
 }  # fmt: skip
 
 

@@ -112,7 +112,9 @@ def _shape(D, layers, heads, M, tied):
     return Config(151936, D, layers, heads, 8, 128, M, tie_word_embeddings=tied, eos_token_id=151645)
 
 
-SHAPES = {  # sizes of the published models, for measurements with random weights (--random-init)
+SHAPES = {  # sizes of the published models and of two small ones, for measurements with random weights (--random-init)
+    "tiny-shape": Config(8192, 128, 4, 4, 2, 32, 384, tie_word_embeddings=True, eos_token_id=1),
+    "small-shape": Config(32768, 512, 8, 8, 4, 64, 1536, tie_word_embeddings=True, eos_token_id=1),
     "qwen3-0.6b-shape": _shape(1024, 28, 16, 3072, tied=True),
     "qwen3-1.7b-shape": _shape(2048, 28, 16, 6144, tied=True),
     "qwen3-4b-shape": _shape(2560, 36, 32, 9728, tied=True),
@@ -552,14 +554,7 @@ def generate(
     batch = DecodingBatch(
         model, prompts, n, max_new_tokens, sampling, set(stop_ids), seed, keys, max_rows, prefill_tokens
     )
-    with tqdm(total=n * len(prompts), desc="sampling", leave=False, disable=None if progress else True) as bar:
-        while batch.admit():
-            finished = batch.sample()
-            if len(finished) < len(batch.rows):  # somebody needs another token
-                batch.forward()
-            batch.retire(finished)
-            bar.update(len(finished))
-    return batch.done
+    return batch.run(progress)
 
 
 def rows_that_fit(config, slots, weight, wanted):
@@ -592,6 +587,18 @@ class DecodingBatch:
         )  # similar lengths: little padding
         self.ready = deque()  # (prompt, sample, its row in `prefix`, prefix: KVCache, last hidden states of prefix)
         self.rows, self.done = [], [[None] * n for _ in prompts]
+
+    def run(self, progress=False):
+        """Decodes until every sample is done -> list of lists of Completion."""
+        total = self.n * len(self.prompts)
+        with tqdm(total=total, desc="sampling", leave=False, disable=None if progress else True) as bar:
+            while self.admit():
+                finished = self.sample()
+                if len(finished) < len(self.rows):  # somebody needs another token
+                    self.forward()
+                self.retire(finished)
+                bar.update(len(finished))
+        return self.done
 
     def admit(self):
         """Fills the free rows with waiting samples, computing their prompts first. False when nothing is left."""

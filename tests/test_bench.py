@@ -16,7 +16,7 @@ import torch
 
 import bench
 from bench import best_of_k, majority_at_k, pass_at_k, sign_flip_p, spearman
-from codescaler import KVCache, Qwen3, RewardModel, load_model
+from codescaler import Config, KVCache, Qwen3, RewardModel, load_model
 from problems import Problem, Tests, UserError, load_problems
 from sandbox import Sandbox
 from train_rm import bootstrap
@@ -371,6 +371,47 @@ def test_paper_end_to_end(tmp_path):
     before = (tmp_path / "units/claim1-rm-0.json").read_text()
     subprocess.run(command, cwd=ROOT, check=True)
     assert (tmp_path / "units/claim1-rm-0.json").read_text() == before
+
+
+# --------------------------------------------------------------------------------------------------------------- speed
+
+
+def test_workloads_follow_their_laws():
+    work = bench.score_workload(16, 8, 100)
+    assert [len(answers) for _, answers in work] == [8, 8] and work == bench.score_workload(16, 8, 100)
+    assert all(300 <= len(p) <= 700 and all(80 <= len(a) <= 400 for a in answers) for p, answers in work)
+    prompts, stops = bench.generate_workload(20, 8, 64, 100, 500, 500)
+    assert {len(p) for p in prompts} == {500} and min(stops) >= 8 and 0.25 < stops.count(64) / 160 < 0.4
+
+
+def test_needed_flops_and_bytes_worked_example():
+    c = Config(11, 2, 1, 2, 1, 3, 5)
+    block = 2 * (2 * 2 + 2 * 1) * 3 + 3 * 2 * 5 + 4 + 6  # matrices and norms
+    # A prompt of 2 with answers of 1 and 2 tokens: 5 tokens; 3 + 3 + (3 + 4) query-key pairs.
+    assert bench.group_flops(c, [(2, [1, 2])], heads=3) == 2 * block * 5 + 4 * 2 * 3 * 13 + 2 * 2 * 11 * 3
+    assert bench.decode_bytes(c, [(2, [1, 2])], 4) == 4 * ((block + 22) + (2 * 2 + 1 + 3) * 2 * 1 * 3)
+
+
+@pytest.mark.parametrize("peer", [False, True])
+def test_speed_rows_are_equal_to_their_references(peer, monkeypatch, capsys):
+    if peer:
+        pytest.importorskip("trl")
+    monkeypatch.setitem(bench.SPEED_SIZES, "tiny", (2, [(1, 2, 8)], 1, (1, 2, 8)))
+    monkeypatch.setattr(bench, "machine_floor", lambda device: (1e11, 1e10))
+    argv = ["--device", "cpu", "--seconds", "0", *(["--peer"] if peer else [])]
+    rows = run_json(capsys, bench.bench_speed, argv)
+    assert [row["row"] for row in rows] == ["score", "generate", "rm_step", "grpo_step"]
+    for row in rows:
+        assert row["config"] == "tiny" and row["device"] == "cpu" and row["rounds"] == 1
+        assert row["ours_s"] > 0 and row["floor_fraction"] > 0 and row["tokens_s"] > 0
+        assert (row["ratio"] is not None) == (row["peer_s"] is not None) == peer
+        if peer or row["row"] in ("score", "generate"):  # without a peer a plain pass over each row is the reference
+            assert row["max_abs_diff"] < 1e-5
+
+
+def test_speed_mistakes():
+    with pytest.raises(UserError, match="--config huge: expected one of tiny"):
+        bench.bench_speed(["--config", "huge"])
 
 
 # --------------------------------------------------------------------------------------------------- memory, plot, show

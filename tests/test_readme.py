@@ -1,0 +1,122 @@
+"""Every command of the README runs, in a small size and in the README's order.    pytest tests/test_readme.py [-m slow]
+
+A command that is in the README and not in VARIANTS fails the test: documentation cannot rot unseen.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RM = "--limit 40 --group 4 --batch 8 --steps 2 --max-new-tokens 96"
+GRPO = "--limit 8 --prompts 2 --group 4 --steps 1 --eval-group 2 --max-new-tokens 96"
+# How a command begins -> what is added to make it small; None: it is not run, and why. The first that fits counts.
+VARIANTS = {
+    "pip install": (None, "the tests run in what it installed"),
+    "pytest": (None, "that is this"),
+    "torchrun --n": (None, "several GPUs or nodes; tests/test_ranks.py runs two ranks"),
+    "python codescaler.py score --rm LARK-Lab": (None, "network"),
+    "python train_rm.py --init Skywork": (None, "network"),
+    "python grpo.py --reward exec --policy Qwen": (None, "network"),
+    "torchrun train_rm.py": (RM, ""),
+    "torchrun grpo.py": (GRPO, ""),
+    "python train_rm.py --collect-only --candidates mutants": ("", ""),
+    "python train_rm.py --init out/rm": (RM, "slow"),
+    "python train_rm.py --pairs out/rm": (f"{RM} --out out/rm-3", "slow"),
+    "python train_rm.py --pairs codescalerpair": ("--batch 2 --steps 1 --out out/rm-4 --split pair", "slow"),
+    "python train_rm.py": (f"{RM} --no-resume", "slow"),
+    "python grpo.py --reward rm --policy out/grpo-rm": (GRPO, "slow"),
+    "python grpo.py --reward exec --problems mbpp": (f"{GRPO} --out out/grpo-mbpp", "slow"),
+    "python grpo.py": (f"{GRPO} --no-resume", "slow"),
+    "python bench.py sample": ("--limit 4 --n 2", ""),
+    "python bench.py pass": ("", ""),
+    "python bench.py bon": ("", ""),
+    "python bench.py rm": ("", ""),
+    "python bench.py memory": ("", ""),
+    "python bench.py plot": ("", "matplotlib"),
+    "python bench.py show out/grpo-rm --step": ("--step 1", ""),
+    "python bench.py sandbox": ("--limit 4 --rounds 1", "slow"),
+    "python bench.py speed": (None, "needs trl; tests/test_bench.py runs every row"),
+    "python bench.py paper": (None, "tests/test_bench.py runs it with a step a unit"),
+    "python problems.py": ("", ""),
+    "python sandbox.py --check": ("", ""),
+    "python extract.py": ("", ""),
+}
+FILES = {  # stands for files that a user has
+    "mbpp.jsonl": [
+        {
+            "task_id": i, "text": f"Write a function to add {i}.", "code": f"def add{i}(x):\n    return x + {i}",
+            "test_list": [f"assert add{i}({x}) == {x + i}" for x in (1, 2, 30)], "test_setup_code": "",
+        }
+        for i in range(12)
+    ],
+    "refactory_pairs.jsonl": [
+        {"question": f"Double it {i % 3}", "code_pos": f"def f(x): return 2 * x + {i} * 0", "code_neg": f"def f(x): {i}"}
+        for i in range(12)
+    ],
+    "rmbench.json": [
+        {"id": str(i), "prompt": "p", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": "code"}
+        for i in range(3)
+    ],
+    "FILE": [{"response": "```python\ndef f(x):\n    return x\n```", "code": "def f(x):\n    return x"}],
+    "answer.md": ["```python\nprint(1)\n```"],
+}  # fmt: skip
+
+
+def readme_commands():
+    text, found = (ROOT / "README.md").read_text(encoding="utf-8"), []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
+        found += [part.strip() for line in block.splitlines() for part in line.partition("#")[0].split("&&")]
+    inline = re.findall(r"`((?:python|torchrun|pytest)\s[^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    found += [" ".join(command.split()) for command in inline]
+    return [command for command in dict.fromkeys(found) if command]
+
+
+def variant(command):
+    return next((VARIANTS[start] for start in VARIANTS if command.startswith(start)), None)
+
+
+def marked(command):
+    added, why = variant(command) or ("", "")
+    return pytest.param(command, marks=pytest.mark.slow if why == "slow" else ())
+
+
+def test_every_command_of_the_readme_is_known():
+    assert len(readme_commands()) > 25
+    assert [command for command in readme_commands() if variant(command) is None] == []
+    unused = [start for start in VARIANTS if not any(command.startswith(start) for command in readme_commands())]
+    assert unused == []
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the project, with the files that a user has, in which the commands run one after the other."""
+    folder = tmp_path_factory.mktemp("readme") / "checkout"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns("out", ".git", "tests", "__pycache__"))
+    for name, rows in FILES.items():
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (folder / name).write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("command", [marked(command) for command in readme_commands()])
+def test_readme_command_runs(command, checkout):
+    added, why = variant(command)
+    if added is None:
+        pytest.skip(why)
+    if why == "matplotlib":
+        pytest.importorskip("matplotlib")
+    command = command.replace("rmbench:FILE", "rmbench:rmbench.json").replace("--explain FILE", "--explain answer.md")
+    words = f"{command} {added}".split()
+    program = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *program, *words[1:]]
+    done = subprocess.run(line, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()

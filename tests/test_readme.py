@@ -57,7 +57,7 @@ FILES = {  # stands for files that a user has
         for i in range(12)
     ],
     "refactory_pairs.jsonl": [
-        {"question": f"Double it {i % 3}", "code_pos": f"def f(x): return 2 * x + {i} * 0", "code_neg": f"def f(x): {i}"}
+        {"question": f"Twice {i % 3}", "code_pos": f"def f(x): return 2 * x + {i} * 0", "code_neg": f"def f(x): {i}"}
         for i in range(12)
     ],
     "rmbench.json": [

@@ -1372,6 +1372,27 @@ def signals_wait():
         raise KeyboardInterrupt
 
 
+class Interrupt:
+    """From here to end(), Ctrl-C and SIGTERM set `asked`, so that a trainer can finish and save the step in flight; a
+    second one takes effect at once."""
+
+    def __init__(self):
+        self.asked, self.handlers = False, {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):  # ignored ones stay ignored
+                self.handlers[number] = signal.signal(number, self.ask)
+
+    def ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("stopping after this step; once more to stop now", file=sys.stderr)
+
+    def end(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
 class Run:
     """A run folder: args.json, metrics.csv (a row a step), samples.jsonl and checkpoint/ (weights and state.pt).
 

@@ -29,10 +29,12 @@ import torch
 from tqdm import tqdm
 
 from codescaler import (
+    Interrupt,
     RewardModel,
     Run,
     Tokenizer,
     adamw,
+    agree,
     clip_gradients,
     format_eta,
     gather_lists,
@@ -674,6 +676,7 @@ def main():
         log(f"before: {audit_line(state['before'])}")
 
         started, first, stop = time.time(), state["step"], 0 < args.stop_on_gap <= gap(state["audits"])
+        interrupt = Interrupt()
         while state["step"] < args.steps and not stop:
             step, tick = state["step"] + 1, time.time()
             for group in optimizer.param_groups:
@@ -699,8 +702,12 @@ def main():
             run.log(step=step, **metrics)
             state["step"] = step
             state.pop("after", None)  # of a run that --steps has made longer
-            if step % args.save_every == 0 or step == args.steps or stop:
+            interrupted = agree(interrupt.asked)
+            if step % args.save_every == 0 or step == args.steps or stop or interrupted:
                 run.save(model, tokenizer, **state | {"optimizer": optimizer.state_dict()})
+            if interrupted:
+                raise KeyboardInterrupt
+        interrupt.end()
         if stop:
             log(f"stopped: {args.stop_on_gap} audits in a row with more reward and no higher pass rate (--stop-on-gap)")
         if "after" not in state:

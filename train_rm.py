@@ -35,10 +35,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from codescaler import (
+    Interrupt,
     RewardModel,
     Run,
     Tokenizer,
     adamw,
+    agree,
     clip_gradients,
     continue_prompts,
     format_eta,
@@ -574,7 +576,7 @@ def main():
             "before": evaluate(gathered(model), test_rows, args.token_budget, rank, world),
         }
 
-    started, first = time.time(), state["step"]
+    started, first, interrupt = time.time(), state["step"], Interrupt()
     while state["step"] < steps:
         step, tick = state["step"] + 1, time.time()
         batch = [rows[i] for i in batch_of(step - 1, problems, args.batch, args.seed)]
@@ -592,8 +594,12 @@ def main():
         run.log(step=step, loss=loss, accuracy=accuracy, margin=margin, grad_norm=grad_norm, lr=lr, tokens=tokens,
                 seconds=seconds)  # fmt: skip
         state |= {"step": step, "skipped": state["skipped"] + skipped}
-        if step % args.save_every == 0 or step == steps:
+        interrupted = agree(interrupt.asked)
+        if step % args.save_every == 0 or step == steps or interrupted:
             run.save(model, tokenizer, args.max_length, **state | {"optimizer": optimizer.state_dict()})
+        if interrupted:
+            raise KeyboardInterrupt
+    interrupt.end()
 
     after = evaluate(gathered(model), test_rows, args.token_budget, rank, world)
     del model, optimizer  # room for the reward models that are read back

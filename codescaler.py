@@ -1035,6 +1035,8 @@ def read_weights(model, folder, files):
                 if stored.get_shape() != list(p.shape):
                     raise UserError(f"{file}: {name} has shape {stored.get_shape()}, expected {list(p.shape)}")
                 local(p).copy_(stored[rows_of(p)])
+                if not local(p).isfinite().all():
+                    raise UserError(f"{file}: {name} holds values that are not finite: the checkpoint is spoilt")
     for name in fresh:
         local(parameters[name]).zero_()
     return has_head
@@ -1372,6 +1374,18 @@ def signals_wait():
         raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def said_plainly(path):
+    """What a full disk makes of a write (torch: RuntimeError, safetensors: an error of its own), as a UserError."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write {path} ({error}): the checkpoint that was saved before is whole; make room and give the "
+            "same command again"
+        ) from None
+
+
 class Interrupt:
     """From here to end(), Ctrl-C and SIGTERM set `asked`, so that a trainer can finish and save the step in flight; a
     second one takes effect at once."""
@@ -1508,7 +1522,8 @@ class Run:
             new = self.dir / "checkpoint.new"
             if self.rank == 0:
                 remove(new)
-            save_model(model, tokenizer, new, max_length, prompt)
+            with said_plainly(new):
+                save_model(model, tokenizer, new, max_length, prompt)
             shards, rest = split_optimizer(state["optimizer"])
             if shards:
                 state["optimizer"] = rest
@@ -1520,8 +1535,9 @@ class Run:
 
     def _replace_checkpoint(self, new, state):
         old = self.dir / "checkpoint.old"
-        torch.save(state, new / "state.pt.tmp")
-        commit(new / "state.pt.tmp", new / "state.pt")
+        with said_plainly(new):
+            torch.save(state, new / "state.pt.tmp")
+            commit(new / "state.pt.tmp", new / "state.pt")
         remove(old)
         if self.checkpoint.exists():
             os.rename(self.checkpoint, old)

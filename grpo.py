@@ -50,7 +50,7 @@ from codescaler import (
 )
 from extract import extract_code
 from pairs import NOT_GRADED, execute, normalised, verdict_of
-from problems import UserError, load_problems, parse_args, policy_prompt, run_cli
+from problems import UserError, check_least, load_problems, parse_args, policy_prompt, run_cli
 from sandbox import Sandbox
 from train_rm import auc, bootstrap, load_calibration, mean, probability
 
@@ -620,10 +620,11 @@ def arguments():
     for name, allowed in choices.items():
         if getattr(args, name) not in allowed:
             raise UserError(f"--{name} {getattr(args, name)}: expected {', '.join(allowed)}")
-    for name in ("prompts", "group", "updates", "epochs", "max_new_tokens", "eval_group", "eval_every", "audit_every",
-                 "eval_limit", "save_every", "token_budget"):  # fmt: skip
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
+    check_least(args, 1, "prompts group updates epochs max_new_tokens eval_group eval_every audit_every eval_limit "
+                "save_every token_budget max_prompt_tokens limit")  # fmt: skip
+    check_least(args, 0, "steps lr kl warmup weight_decay clip_low clip_high dual_clip std_floor min_spread refill "
+                "top_k stop_on_gap")  # fmt: skip
+    check_least(args, 0.01, "temperature eval_temperature top_p eval_top_p")
     args.out = args.out or f"out/grpo-{args.reward}"
     return args
 

@@ -61,6 +61,15 @@ def parse_args(cls, argv=None, positional=None):
     return cls(**{name: value for name, value in given.items() if value is not None})
 
 
+def check_least(args, least, names):
+    """Raises UserError if an argument of these names (separated by spaces; None counts as not given) is below `least`
+    or not a number."""
+    for name in names.split():
+        value = getattr(args, name)
+        if value is not None and not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
+
+
 def run_cli(main):
     """Run `main()` as a program: a user's mistake is one line on stderr and exit code 2, SIGTERM acts like Ctrl-C."""
     from sandbox import SandboxError

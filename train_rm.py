@@ -73,7 +73,7 @@ from pairs import (
     split_pairs,
     write_jsonl,
 )
-from problems import UserError, load_problems, parse_args, run_cli
+from problems import UserError, check_least, load_problems, parse_args, run_cli
 from sandbox import Sandbox
 
 COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,tokens,seconds".split(",")
@@ -543,8 +543,18 @@ def report(args, run, held_out, state, after, device):
     print(f"\nreward model: {run.checkpoint}")
 
 
-def main():
+def arguments():
     args = parse_args(Args)
+    check_least(args, 1, "group batch save_every token_budget max_length max_new_tokens min_tests max_pairs max_uses "
+                "repeat steps limit")  # fmt: skip
+    check_least(args, 0, "lr epochs weight_decay margin center mutants held_out temperature near_miss length_balance")
+    if args.held_out >= 1:
+        raise UserError(f"--held-out {args.held_out}: expected a share below 1")
+    return args
+
+
+def main():
+    args = arguments()
     rank, world, device = setup(args.device)
     log = print if rank == 0 else lambda *_: None
     run = Run(args, COLUMNS, rank)

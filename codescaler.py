@@ -1386,6 +1386,15 @@ def said_plainly(path):
         ) from None
 
 
+@contextlib.contextmanager
+def garbled(path):
+    """A line of a run's own file that no kill leaves behind, as a UserError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}): mend it or start over with --no-resume") from None
+
+
 class Interrupt:
     """From here to end(), Ctrl-C and SIGTERM set `asked`, so that a trainer can finish and save the step in flight; a
     second one takes effect at once."""
@@ -1461,10 +1470,10 @@ class Run:
             raise UserError(f"{file} cannot be read ({error}): start over with --no-resume") from None
         if self.rank == 0:
             step = state["step"] if state else 0
-            rows = [
-                r for r in read_lines(self.dir / "metrics.csv")[1:] if r.endswith("\n") and int(r.split(",")[0]) <= step
-            ]
-            write_atomic(self.dir / "metrics.csv", ",".join(self.columns) + "\n" + "".join(rows))
+            path = self.dir / "metrics.csv"
+            with garbled(path):
+                rows = [r for r in read_lines(path)[1:] if r.endswith("\n") and int(r.split(",")[0]) <= step]
+            write_atomic(path, ",".join(self.columns) + "\n" + "".join(rows))
         return state
 
     def load_optimizer(self, optimizer, state):
@@ -1490,7 +1499,8 @@ class Run:
         lines = read_lines(path)
         if self.rank == 0 and lines and not lines[-1].endswith("\n"):
             write_atomic(path, "".join(lines[:-1]))
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        with garbled(path):
+            return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def drop_samples_after(self, step):
         if self.rank == 0:
@@ -1503,14 +1513,16 @@ class Run:
             unknown = set(row) - set(self.columns)
             assert not unknown, unknown
             cells = (row.get(column, "") for column in self.columns)
-            with open(self.dir / "metrics.csv", "a", encoding="utf-8") as file:
-                file.write(",".join(f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells) + "\n")
+            self._append("metrics.csv", ",".join(f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells) + "\n")
 
     def append(self, rows):
         """Appends dicts to samples.jsonl."""
         if self.rank == 0:
-            with open(self.dir / "samples.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+            self._append("samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _append(self, name, text):
+        with said_plainly(self.dir / name), open(self.dir / name, "a", encoding="utf-8") as file:
+            file.write(text)
 
     def save(self, model, tokenizer, max_length=4096, prompt=STATEMENT, **state):
         """Writes checkpoint/ whole or not at all: a kill at any moment leaves the old one or the new one.

@@ -19,7 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_runs import GRPO, RM, ROOT, rows, run, same_weights, without_times
 
-from problems import Problem
+import codescaler
+from codescaler import Tokenizer, load_model
+from problems import Problem, UserError
+from train_rm import Args
 
 TRAINERS = {
     "train_rm.py": ["train_rm.py", *RM],
@@ -71,6 +74,73 @@ def test_a_full_disk_loses_nothing(whole, tmp_path):
     assert torch.load(out / "checkpoint" / "state.pt", weights_only=True)["step"] == 3
     run(*command, "--out", out)
     assert same_weights(whole("grpo.py"), out) and without_times(whole("grpo.py")) == without_times(out)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL inside this process: nothing but a test catches it."""
+
+
+def saved_step(run_, model, tokenizer, step):
+    torch.nn.init.constant_(model.model.norm.weight, step)
+    run_.save(model, tokenizer, step=step, optimizer={"state": {}, "param_groups": []})
+
+
+def test_a_kill_between_any_two_steps_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    model, tokenizer = load_model("tiny/policy", "lm", device="cpu"), Tokenizer("tiny/policy")
+    args, found, point = Args(out=str(tmp_path / "run")), [], 0
+    while not found or found[-1] != "finished":
+        shutil.rmtree(args.out, ignore_errors=True)
+        saved_step(codescaler.Run(args, ["step"]), model, tokenizer, 1)
+        left = point
+
+        def dying(real):
+            def call(*given, **named):
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise Killed
+                return real(*given, **named)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "rename", "fsync"):
+                patch.setattr(os, name, dying(getattr(os, name)))
+            patch.setattr(codescaler, "remove", dying(codescaler.remove))
+            try:
+                saved_step(codescaler.Run(args, ["step"]), model, tokenizer, 2)
+                outcome = "finished"
+            except Killed:
+                outcome = "killed"
+        opened = codescaler.Run(args, ["step"])
+        step = opened.load()["step"]
+        norm = load_file(opened.checkpoint / "model.safetensors")["model.norm.weight"]
+        assert step in (1, 2) and norm.eq(step).all()  # weights and state are of one step
+        found.append("finished" if outcome == "finished" else step)
+        point += 1
+    assert found.count(1) >= 3 and found.count(2) >= 1  # killed before and after the new one took its place
+
+
+@pytest.mark.parametrize(
+    "file, line",
+    [("metrics.csv", "step\nabc,1\n"), ("samples.jsonl", '{"step": 1\n'), ("args.json", "{"),
+     ("checkpoint/state.pt", "x")],
+)  # fmt: skip
+def test_garbled_files_of_a_run_are_named(file, line, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / file).write_text(line)
+    with pytest.raises(UserError, match=f"{file} cannot be read"):
+        opened = codescaler.Run(Args(out=str(tmp_path)), ["step"])
+        opened.load()
+        opened.samples()
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "samples.jsonl"])
+def test_a_full_disk_under_the_log_is_named(name, tmp_path):
+    opened = codescaler.Run(Args(out=str(tmp_path)), ["step"])
+    (tmp_path / name).symlink_to("/dev/full")  # every write to it raises ENOSPC
+    with pytest.raises(UserError, match=f"{name} .*No space left"):
+        opened.log(step=1) if name == "metrics.csv" else opened.append([{"step": 1}])
 
 
 def mistake(found, *command):

@@ -443,7 +443,7 @@ def bench_sample(argv):
     problems = list(enumerate(load_problems(args.problems, args.limit, log=log)))
     file = Path(args.out) / "store.jsonl"
     done = open_store(file, store_header(args), args.resume)
-    model = load_model(args.model, device=device).eval() if args.n else None
+    model = load_model(args.model, "lm", compute_dtype(device), device).eval() if args.n else None
     tokenizer = Tokenizer(args.model) if args.n else None
     reward_model = RewardModel(args.rm, device=device) if args.rm != "none" else None
     if reward_model:

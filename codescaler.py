@@ -1624,7 +1624,8 @@ def generate_command(argv):
     args = parse_args(GenerateArgs, argv, positional="prompt")
     if not args.prompt:
         raise UserError('generate needs a prompt: python codescaler.py generate --model tiny/policy "Write ..."')
-    model, tokenizer = load_model(args.model, device=args.device), Tokenizer(args.model)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_model(args.model, "lm", compute_dtype(device), device), Tokenizer(args.model)
     ids = tokenizer.encode(tokenizer.chat([{"role": "user", "content": args.prompt}], add_generation_prompt=True))
     completions = generate(
         model,

@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from codescaler import Tokenizer, gather_lists, generate, load_model
+from codescaler import Tokenizer, compute_dtype, gather_lists, generate, load_model
 from extract import Extraction, extract_code
 from problems import UserError, need, policy_prompt, read_rows
 
@@ -472,7 +472,7 @@ def candidate(row, where, extract):
     return "", Extraction(code, "ok")
 
 
-def collect_samples(problems, args, sandbox, done=(), device=None, rank=0, world=1):
+def collect_samples(problems, args, sandbox, done=(), device="cpu", rank=0, world=1):
     """Yields lists of Sample, a few problems at a time, the same on all ranks; each rank does its share of them. What
     is in `done`, a set of (policy, problem id), is skipped.
 
@@ -480,7 +480,7 @@ def collect_samples(problems, args, sandbox, done=(), device=None, rank=0, world
     """
     for policy in args.policy if args.candidates == "policy" else [""]:
         if policy:
-            model, tokenizer = load_model(policy, head="lm", device=device), Tokenizer(policy)
+            model, tokenizer = load_model(policy, "lm", compute_dtype(device), device), Tokenizer(policy)
         else:
             given = given_programs(problems, args)
         todo = [(number, p) for number, p in enumerate(problems) if (policy, p.id) not in done]

@@ -24,8 +24,8 @@ VARIANTS = {
     "python codescaler.py score --rm LARK-Lab": (None, "network"),
     "python train_rm.py --init Skywork": (None, "network"),
     "python grpo.py --reward exec --policy Qwen": (None, "network"),
-    "torchrun train_rm.py": (RM, ""),
-    "torchrun grpo.py": (GRPO, ""),
+    "torchrun train_rm.py": (RM, "slow"),
+    "torchrun grpo.py": (GRPO, "slow"),
     "python train_rm.py --collect-only --candidates mutants": ("", ""),
     "python train_rm.py --init out/rm": (RM, "slow"),
     "python train_rm.py --pairs out/rm": (f"{RM} --out out/rm-3", "slow"),
@@ -34,13 +34,13 @@ VARIANTS = {
     "python grpo.py --reward rm --policy out/grpo-rm": (GRPO, "slow"),
     "python grpo.py --reward exec --problems mbpp": (f"{GRPO} --out out/grpo-mbpp", "slow"),
     "python grpo.py": (f"{GRPO} --no-resume", "slow"),
-    "python bench.py sample": ("--limit 4 --n 2", ""),
-    "python bench.py pass": ("", ""),
-    "python bench.py bon": ("", ""),
-    "python bench.py rm": ("", ""),
+    "python bench.py sample": ("--limit 4 --n 2", "slow"),
+    "python bench.py pass": ("", "slow"),
+    "python bench.py bon": ("", "slow"),
+    "python bench.py rm": ("", "slow"),
     "python bench.py memory": ("", ""),
-    "python bench.py plot": ("", "matplotlib"),
-    "python bench.py show out/grpo-rm --step": ("--step 1", ""),
+    "python bench.py plot": ("", "slow"),
+    "python bench.py show out/grpo-rm --step": ("--step 1", "slow"),
     "python bench.py sandbox": ("--limit 4 --rounds 1", "slow"),
     "python bench.py speed": (None, "needs trl; tests/test_bench.py runs every row"),
     "python bench.py paper": (None, "tests/test_bench.py runs it with a step a unit"),
@@ -110,7 +110,7 @@ def test_readme_command_runs(command, checkout):
     added, why = variant(command)
     if added is None:
         pytest.skip(why)
-    if why == "matplotlib":
+    if " plot " in command:
         pytest.importorskip("matplotlib")
     command = command.replace("rmbench:FILE", "rmbench:rmbench.json").replace("--explain FILE", "--explain answer.md")
     words = f"{command} {added}".split()

@@ -1012,7 +1012,10 @@ def load_model(path, head="lm", dtype=None, device=None, random_init=False, shar
             model.head_source = f"{head} head of {path}"
     if folder and (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer(folder)
-        model.num_tokens = min(config.vocab_size, len(tokenizer))
+        if len(tokenizer) > config.vocab_size:
+            found = f"has {len(tokenizer)} tokens, expected at most the {config.vocab_size} of config.json (vocab_size)"
+            raise UserError(f"{folder / 'tokenizer.json'} {found}: it belongs to another model")
+        model.num_tokens = len(tokenizer)  # a matrix may be padded beyond
         check_reading(tokenizer)
     return model
 

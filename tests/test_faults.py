@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_runs import GRPO, RM, ROOT, rows, run, same_weights, without_times
+from tokenizers import Tokenizer as FastTokenizer
 
 import codescaler
 import grpo
@@ -34,48 +35,77 @@ TRAINERS = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """{trainer: run folder of an uninterrupted run}, made when asked for."""
-    folders = {}
+    """{trainer: (run folder of an uninterrupted run, its seconds)}, made when asked for."""
+    found = {}
 
     def of(trainer):
-        if trainer not in folders:
-            folders[trainer] = tmp_path_factory.mktemp("whole") / trainer
-            run(*TRAINERS[trainer], "--out", folders[trainer])
-        return folders[trainer]
+        if trainer not in found:
+            out, start = tmp_path_factory.mktemp("whole") / trainer, time.perf_counter()
+            run(*TRAINERS[trainer], "--out", out)
+            found[trainer] = out, time.perf_counter() - start
+        return found[trainer]
 
     return of
+
+
+def start(command, **given):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **given,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_sigkill_at_a_random_moment_changes_nothing(trainer, seed, whole, tmp_path):
-    command = [sys.executable, *TRAINERS[trainer], "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    rng, seconds = random.Random(f"{trainer}-{seed}"), 25
-    for _ in range(2):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-        time.sleep(rng.uniform(2, seconds))
+    command = [*TRAINERS[trainer], "--out", tmp_path / "run"]
+    rng, (straight, seconds) = random.Random(f"{trainer}-{seed}"), whole(trainer)
+    for _ in range(2):  # the second kill hits the resumed run, unless that ended before
+        process = start(command)
+        time.sleep(rng.uniform(0.2, 0.95) * seconds)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-    run(*TRAINERS[trainer], "--out", tmp_path / "run")
-    assert same_weights(whole(trainer), tmp_path / "run")
-    assert without_times(whole(trainer)) == without_times(tmp_path / "run")
+        process.communicate()
+    run(*command)
+    assert same_weights(straight, tmp_path / "run")
+    assert without_times(straight) == without_times(tmp_path / "run")
 
 
-def test_a_full_disk_loses_nothing(tmp_path):
-    out, command = tmp_path / "run", TRAINERS["grpo.py"]
-    run(*command, "--out", out, "--steps", "3")
-    done = subprocess.run(
-        [sys.executable, *command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),  # no file over 1 MiB
-    )  # fmt: skip
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: cannot write") and str(out) in done.stderr
+@pytest.fixture
+def pairs_command(tmp_path):
+    """train_rm.py on a file of 16 pairs: seconds a run."""
+    lines = [
+        json.dumps({"prompt": f"Add {i}.", "chosen": f"a + {i}", "rejected": f"a - {i}", "id": f"{i}#0"})
+        for i in range(16)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    words = "--batch 4 --split pair --held-out 0.25 --steps".split()
+    return ["train_rm.py", "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "run", *words]
+
+
+def test_a_full_disk_loses_nothing(pairs_command, tmp_path):
+    out = tmp_path / "run"
+    run(*pairs_command, "3")
+    shut = (2**20, 2**20)  # no file over 1 MiB
+    process = start([*pairs_command, "4"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, shut))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Traceback" not in errors
+    assert errors.startswith("error: cannot write") and str(out) in errors
     assert torch.load(out / "checkpoint" / "state.pt", weights_only=True)["step"] == 3
-    run(*command, "--out", out)
+    run(*pairs_command, "4")
     assert [row["step"] for row in rows(out)] == ["1", "2", "3", "4"]
+
+
+def test_sigterm_between_saves_loses_no_step(pairs_command, tmp_path):
+    out = tmp_path / "run"
+    process = start([*pairs_command, "2000", "--save-every", "1000"])
+    while process.poll() is None and not ((out / "metrics.csv").exists() and len(rows(out)) >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors
+    state = torch.load(out / "checkpoint" / "state.pt", weights_only=True)
+    assert state["step"] == len(rows(out)) >= 3
 
 
 class Killed(BaseException):
@@ -158,6 +188,15 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     save_file(weights, tmp_path / "policy" / "model.safetensors", {"format": "pt"})
     command = ["codescaler.py", "generate", "--model", tmp_path / "policy", "hello"]
     mistake("model.norm.weight holds values that are not finite", *command)
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path):
+    shutil.copytree(ROOT / "tiny" / "policy", tmp_path / "policy")
+    tokenizer = FastTokenizer.from_file(str(tmp_path / "policy" / "tokenizer.json"))
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save(str(tmp_path / "policy" / "tokenizer.json"))
+    with pytest.raises(UserError, match="tokenizer.json has 513 tokens, expected at most the 512"):
+        load_model(tmp_path / "policy", "lm", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -1426,6 +1426,10 @@ class Run:
     but `may_differ`, which changes no result, is refused by name. Only rank 0 writes.
     """
 
+    files = (
+        "metrics.csv samples.jsonl pairs.jsonl funnel.json result.json checkpoint checkpoint.old checkpoint.new".split()
+    )
+    files += ["args.json"]  # removed last: until then the folder says what it holds
     may_differ = ("steps", "resume", "device", "out", "collect_only", "rm_offload", "optimizer_offload")
 
     def __init__(self, args, columns, rank=0):
@@ -1445,12 +1449,22 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write to --out {self.dir}: {error.strerror}") from None
         if not args.resume:
-            for path in self.dir.iterdir():
-                if path.name != ".lock":
-                    remove(path)
+            self._start_over(dataclasses.asdict(args))
         if not self.checkpoint.exists() and (self.dir / "checkpoint.old").exists():  # killed between two renames
             os.rename(self.dir / "checkpoint.old", self.checkpoint)
         self._write_args(dataclasses.asdict(args))
+
+    def _start_over(self, args):
+        """Removes what runs write and nothing else that the folder may hold; an input among it is refused."""
+        paths = [self.dir / name for name in self.files]
+        for name, value in args.items():
+            for given in value if isinstance(value, list) else [value]:
+                inside = isinstance(given, str) and Path(given).resolve()
+                if name != "out" and inside and any(inside in (p.resolve(), self.dir.resolve()) for p in paths):
+                    flag = f"--{name.replace('_', '-')} {given}"
+                    raise UserError(f"--no-resume would delete {flag} with the run in {self.dir}: choose another --out")
+        for path in paths:
+            remove(path)
 
     def _write_args(self, new):
         path = self.dir / "args.json"

@@ -494,7 +494,7 @@ def get_pairs(args, run, device, log, rank, world):
     if len(train) < args.batch or not held_out:
         raise UserError(
             f"{len(train)} training and {len(held_out)} held-out pairs are too few for --batch {args.batch}: "
-            "give more problems (--problems, --limit), more samples (--group) or a smaller --batch"
+            "give more pairs (--pairs), problems (--problems, --limit) or samples (--group), or a smaller --batch"
         )
     log(f"{len(pairs)} pairs: {len(train)} to train on, {len(held_out)} held out by {args.split}")
     if args.augment:

@@ -110,6 +110,7 @@ class Result:
 # Each line tries something forbidden and what succeeds is printed. A name starts with the layer that should stop it.
 PROBE = """
 import json, os, resource, socket
+temporary = input()  # the machine's folder for temporary files
 def raise_limit():
     resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY,) * 2)
 def fork():
@@ -118,10 +119,11 @@ def signal_parent():
     os.kill(os.getppid(), 0)
 tries = {
     "landlock: read /etc/passwd": lambda: open("/etc/passwd"), "landlock: list /": lambda: os.listdir("/"),
-    "landlock: write /tmp": lambda: open("/tmp/.sandbox_probe", "w"), "seccomp: open a socket": socket.socket,
-    "landlock: write /dev/shm": lambda: open("/dev/shm/.sandbox_probe", "w"), "seccomp: fork": fork,
+    "landlock: write a temporary file": lambda: open(temporary + "/.sandbox_probe", "w"),
+    "landlock: write shared memory": lambda: open("/dev/shm/.sandbox_probe", "w"),
+    "seccomp: open a socket": socket.socket, "seccomp: fork": fork,
     "seccomp: signal the parent": signal_parent, "rlimits: raise a limit": raise_limit,
-    "seccomp: hidden memory": lambda: os.memfd_create("x"), "seccomp: remove a file": lambda: os.unlink("/tmp/none"),
+    "seccomp: hidden memory": lambda: os.memfd_create("x"), "seccomp: remove a file": lambda: os.unlink("/none"),
 }
 done = []
 for name, attempt in tries.items():
@@ -189,7 +191,7 @@ class Sandbox:
         tests = as_tests({"kind": "stdin", "cases": [{"input": "", "output": ""}]})
         try:
             worker.start()
-            run = Judge(*pair, PROBE, tests, Limits(), True).run_once("")
+            run = Judge(*pair, PROBE, tests, Limits(), True).run_once(tempfile.gettempdir())
             tried, done = json.loads(run.out)
         except WorkerDied as error:
             raise SandboxError(f"the sandbox server died at its first program: {error}") from None

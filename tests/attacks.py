@@ -7,6 +7,10 @@ The tests they run against are in `TESTS`.
 # ruff: noqa: E501  (a program a line)
 # fmt: off
 
+import tempfile
+
+TEMPORARY = tempfile.gettempdir() + "/"
+
 SUM = {"kind": "stdin", "cases": [{"input": "3\n1 2 3\n", "output": "6\n"}, {"input": "2\n10 20\n", "output": "30\n"}]}
 ECHO = {"kind": "stdin", "cases": [{"input": "go\n", "output": "done\n"}]}
 SECRET = {"kind": "stdin", "cases": [{"input": "go\n", "output": "SECRET_TOKEN_" + "5512091\n"}]}
@@ -160,7 +164,7 @@ HOSTILE = [
     ("unix_socket", "echo", "import socket\nsocket.socket(socket.AF_UNIX)\nprint('done')", WRONG),
     ("datagram_pair", "echo", "import socket\nsocket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\nprint('done')", WRONG),
     ("dns", "echo", "import socket\nsocket.gethostbyname('localhost')\nprint('done')", WRONG),
-    ("write_tmp", "echo", "open('/tmp/left_by_a_program', 'w').write('x')\nprint('done')", WRONG),
+    ("write_tmp", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "open(TEMPORARY + 'left_by_a_program', 'w').write('x')\nprint('done')", WRONG),
     ("write_cwd", "echo", "open('left_by_a_program', 'w').write('x')\nprint('done')", WRONG),
     ("shared_memory", "echo", "from multiprocessing import shared_memory as s\ns.SharedMemory(create=True, size=9)\nprint('done')",
      WRONG),
@@ -168,7 +172,7 @@ HOSTILE = [
     ("sysv_shared_memory", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).shmget(7, 4096, 0o1600) >= 0 else 'no')",
      WRONG),
     ("memfd", "echo", "import os\nos.memfd_create('x')\nprint('done')", WRONG),
-    ("symlink", "echo", "import os\nos.symlink('/etc', '/tmp/left_by_a_program')\nprint('done')", WRONG),
+    ("symlink", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "import os\nos.symlink('/etc', TEMPORARY + 'left_by_a_program')\nprint('done')", WRONG),
     ("chmod", "echo", "import os\nos.chmod(os.__file__, 0o777)\nprint('done')", WRONG),
     ("unlink_library", "echo", "import os\nos.unlink(os.__file__)\nprint('done')", WRONG),
     ("user_namespace", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).unshare(0x10000000) == 0 else 'no')", WRONG),
@@ -242,9 +246,9 @@ HOSTILE = [
     ("fork_thread", "echo", "import os,threading\ndef g():\n    os.fork()\n    print('done')\nt=threading.Thread(target=g);t.start();t.join()", WRONG),
     ("execveat", "echo", "import ctypes\nr=ctypes.CDLL(None).syscall(322,-100,b'/bin/true',0,0,0)\nprint('done' if r==0 else 'no')", WRONG),
     ("o_tmpfile", "echo", "import os\nfd=os.open('/tmp',os.O_TMPFILE|os.O_RDWR)\nos.write(fd,b'x')\nprint('done')", WRONG),
-    ("rename", "echo", "import os\nos.rename('/etc/hostname','/tmp/left_by_a_program'); print('done')", WRONG),
-    ("link", "echo", "import os\nos.link('/etc/passwd','/tmp/left_by_a_program'); print('done')", WRONG),
-    ("mkfifo", "echo", "import os\nos.mkfifo('/tmp/left_by_a_program'); print('done')", WRONG),
+    ("rename", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "import os\nos.rename('/etc/hostname',TEMPORARY + 'left_by_a_program'); print('done')", WRONG),
+    ("link", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "import os\nos.link('/etc/passwd',TEMPORARY + 'left_by_a_program'); print('done')", WRONG),
+    ("mkfifo", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "import os\nos.mkfifo(TEMPORARY + 'left_by_a_program'); print('done')", WRONG),
     ("truncate_lib", "echo", "import os\nos.truncate(os.__file__, 0); print('done')", WRONG),
     ("chdir_root", "echo", "import os\nos.chdir('/root'); print('done')", WRONG),
     ("netlink", "echo", "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW); print('done')", WRONG),

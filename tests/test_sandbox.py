@@ -100,7 +100,7 @@ def test_honest_program_passes(attacked, name):
 
 
 def test_attacks_leave_no_file(attacked):
-    places = [Path(p, "left_by_a_program") for p in ("/tmp", "/dev/shm", "/", os.getcwd())]
+    places = [Path(p, "left_by_a_program") for p in (attacks.TEMPORARY, "/dev/shm", "/", os.getcwd())]
     assert not [p for p in places if p.exists() or p.is_symlink()]
 
 

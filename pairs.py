@@ -478,6 +478,7 @@ def collect_samples(problems, args, sandbox, done=(), device="cpu", rank=0, worl
 
     args: PairRules, and candidates, policy, group, temperature, max_new_tokens, seed, prompt_style, extract.
     """
+    order = {p.id: number for number, p in enumerate(problems)}
     for policy in args.policy if args.candidates == "policy" else [""]:
         if policy:
             model, tokenizer = load_model(policy, "lm", compute_dtype(device), device), Tokenizer(policy)
@@ -490,7 +491,8 @@ def collect_samples(problems, args, sandbox, done=(), device="cpu", rank=0, worl
                 answers = rollouts(model, tokenizer, mine, args)
             else:
                 answers = [(p, *answer) for _, p in mine for answer in given.get(p.id, ())]
-            yield gather_lists(verify(sandbox, answers, policy, args))
+            # In the order of the problems on any number of ranks: it decides which pairs are drawn.
+            yield sorted(gather_lists(verify(sandbox, answers, policy, args)), key=lambda s: order[s.problem])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -323,8 +323,10 @@ def load_calibration(path):
 
 def accuracies(pairs, before, after):
     """{name: (values, groups)} of the rows of the final table: 1 where the chosen program wins, a tie counts as wrong.
-    Pairs with a mutant are a row of their own: both sides of them have the same length and the same author."""
+    Pairs with a mutant are a row of their own, where there are others: both sides of them have the same length and the
+    same author."""
     mutant = [p.source.endswith(MUTANT) for p in pairs]
+    mutant = [False] * len(pairs) if all(mutant) else mutant
     columns = {
         "initialisation": [float(c > r) for c, r in before],
         "fine-tuned": [float(c > r) for c, r in after],
@@ -449,7 +451,7 @@ def flip_report(held_out, path, device, seed):
 def collect(args, run, device, log, rank, world):
     """Pairs from candidates on --problems. samples.jsonl keeps what was done: a killed collection goes on."""
     done = {}
-    for row in run.samples():
+    for row in gather_lists(run.samples() if rank == 0 else []):  # rank 0 changes the file: it alone reads it
         done.setdefault((row["policy"], row["problem"]), []).append(Sample(**row))
     if done:  # the last problem may lack rows: it is done again
         done.popitem()
@@ -484,7 +486,7 @@ def get_pairs(args, run, device, log, rank, world):
     """(train, held-out) pairs: of --pairs, of an earlier start of this run, or collected now."""
     if args.pairs:
         pairs = load_pairs(args.pairs, args.limit, args.allow_empty_prompt)
-    elif (run.dir / "pairs.jsonl").exists():
+    elif agree((run.dir / "pairs.jsonl").exists()):  # a rank that is late would find the pairs of this very start
         pairs = load_pairs(str(run.dir / "pairs.jsonl"))
     else:
         pairs = collect(args, run, device, log, rank, world)

@@ -424,6 +424,25 @@ def test_a_rank_that_is_gone_ends_the_others(tmp_path, task, message):
     assert code != 0 and message in said and "Traceback" not in said, said
 
 
+def test_two_ranks_collect_the_pairs_of_one(tmp_path):
+    flags = "train_rm.py --collect-only --limit 30 --group 2 --max-new-tokens 96 --out".split()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def collect(out, *launcher):
+        done = subprocess.run([sys.executable, *launcher, *flags, str(out)], cwd=ROOT, env=environment, timeout=120)
+        assert done.returncode == 0
+        return (out / "pairs.jsonl").read_text()
+
+    wanted = collect(tmp_path / "one")
+    assert len(wanted.splitlines()) > 20 and collect(tmp_path / "two", *two) == wanted
+    (tmp_path / "two" / "pairs.jsonl").unlink()
+    samples = (tmp_path / "two" / "samples.jsonl").read_text()
+    assert samples == (tmp_path / "one" / "samples.jsonl").read_text()
+    (tmp_path / "two" / "samples.jsonl").write_text(samples[: len(samples) // 2])  # killed in the middle of a line
+    assert collect(tmp_path / "two", *two) == wanted
+
+
 def test_8b_and_14b_over_eight_ranks(tmp_path):
     done = start_ranks("fake", tmp_path, world=1)
     assert done[0][0] == 0, done

@@ -37,6 +37,14 @@ def test_pairwise_loss_equals_trl():
     assert len(cases) >= 6
 
 
+def test_centring_pulls_the_mean_score_of_a_pair_to_its_target():
+    scores = torch.tensor([4.0, 5.0]), torch.tensor([2.0, 3.0])  # means 3 and 4, both 2 apart
+    plain = pairwise_loss(*scores)
+    assert pairwise_loss(*(s[:1] for s in scores), center=0.5, center_at=3.0).item() == pytest.approx(plain.item())
+    centred = pairwise_loss(*scores, center=0.5, center_at=3.0)
+    assert centred.item() == pytest.approx(plain.item() + 0.5 * (8 - 6) ** 2 / 2)
+
+
 def test_pairwise_loss_at_equal_scores_is_ln_2_and_a_margin_raises_it():
     zero = torch.zeros(4)
     assert pairwise_loss(zero, zero).item() == pytest.approx(math.log(2))
@@ -132,6 +140,12 @@ def test_report_counts_ties_as_wrong_and_knows_where_length_misleads():
         "gain of fine-tuning": 0.75, "fine-tuned, length misleads": 0.0, "fine-tuned, right over mutant": 1.0,
     }  # fmt: skip
     assert result["ties"] == [5, 1] and result["pairs"] == 4 and "ties 5 -> 1" in lines[0]
+
+
+def test_report_on_mutants_alone():
+    rows = [Pair("s", "a", "b", f"{i}#mutant0", f"x{pairs.MUTANT}") for i in range(4)]
+    _, result = train_rm.pair_report(rows, [(0.0, 1.0)] * 4, [(1.0, 0.0)] * 3 + [(0.0, 1.0)], "start", "problem")
+    assert result["rows"]["fine-tuned"]["mean"] == 0.75 and result["rows"]["initialisation"]["mean"] == 0.0
 
 
 def test_auc_worked_example_and_brute_force():

@@ -1379,10 +1379,11 @@ def signals_wait():
 
 @contextlib.contextmanager
 def said_plainly(path):
-    """What a full disk makes of a write (torch: RuntimeError, safetensors: an error of its own), as a UserError."""
+    """What a full disk makes of a write (torch: RuntimeError; safetensors, sharded files: errors of their own), as a
+    UserError."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:
         raise UserError(
             f"cannot write {path} ({error}): the checkpoint that was saved before is whole; make room and give the "
             "same command again"
@@ -1426,10 +1427,10 @@ class Run:
     but `may_differ`, which changes no result, is refused by name. Only rank 0 writes.
     """
 
-    files = (
-        "metrics.csv samples.jsonl pairs.jsonl funnel.json result.json checkpoint checkpoint.old checkpoint.new".split()
-    )
-    files += ["args.json"]  # removed last: until then the folder says what it holds
+    files = (  # args.json is removed last: until then the folder says what it holds
+        "metrics.csv", "samples.jsonl", "pairs.jsonl", "funnel.json", "result.json", "checkpoint", "checkpoint.old",
+        "checkpoint.new", "args.json",
+    )  # fmt: skip
     may_differ = ("steps", "resume", "device", "out", "collect_only", "rm_offload", "optimizer_offload")
 
     def __init__(self, args, columns, rank=0):
@@ -1456,14 +1457,13 @@ class Run:
 
     def _start_over(self, args):
         """Removes what runs write and nothing else that the folder may hold; an input among it is refused."""
-        paths = [self.dir / name for name in self.files]
-        for name, value in args.items():
-            for given in value if isinstance(value, list) else [value]:
-                inside = isinstance(given, str) and Path(given).resolve()
-                if name != "out" and inside and any(inside in (p.resolve(), self.dir.resolve()) for p in paths):
-                    flag = f"--{name.replace('_', '-')} {given}"
-                    raise UserError(f"--no-resume would delete {flag} with the run in {self.dir}: choose another --out")
-        for path in paths:
+        doomed = [self.dir / name for name in self.files]
+        lists = {name: value if isinstance(value, list) else [value] for name, value in args.items() if name != "out"}
+        for name, text in ((name, text) for name, values in lists.items() for text in values):
+            if isinstance(text, str) and Path(text).resolve() in [path.resolve() for path in (self.dir, *doomed)]:
+                flag = f"--{name.replace('_', '-')} {text}"
+                raise UserError(f"--no-resume would delete {flag} with the run in {self.dir}: choose another --out")
+        for path in doomed:
             remove(path)
 
     def _write_args(self, new):
@@ -1557,7 +1557,8 @@ class Run:
             if shards:
                 state["optimizer"] = rest
                 agree(False)  # the folder is there
-                dcp.save(shards, checkpoint_id=new / "optimizer")
+                with said_plainly(new):
+                    dcp.save(shards, checkpoint_id=new / "optimizer")
             if self.rank == 0:
                 self._replace_checkpoint(new, {**state, "rng": torch.get_rng_state()})
             agree(False)

@@ -15,6 +15,7 @@ import gzip
 import inspect
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -62,11 +63,11 @@ def parse_args(cls, argv=None, positional=None):
 
 
 def check_least(args, least, names):
-    """Raises UserError if an argument of these names (separated by spaces; None counts as not given) is below `least`
-    or not a number."""
+    """Raises UserError if an argument of these names (separated by spaces; None counts as not given) is below `least`,
+    infinite or not a number."""
     for name in names.split():
         value = getattr(args, name)
-        if value is not None and not value >= least:
+        if value is not None and not least <= value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
 
 

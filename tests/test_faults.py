@@ -201,6 +201,7 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path):
         ("grpo.py --group 0", "--group 0"),
         ("grpo.py --temperature 0", "--temperature 0.0"),
         ("grpo.py --lr -1", "--lr -1.0"),
+        ("grpo.py --lr inf", "--lr inf"),
         ("grpo.py --steps -1", "--steps -1"),
         ("train_rm.py --lr nan", "--lr nan"),
         ("train_rm.py --batch 0", "--batch 0"),

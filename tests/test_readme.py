@@ -28,7 +28,7 @@ VARIANTS = {
     "torchrun grpo.py": (GRPO, "slow"),
     "python train_rm.py --collect-only --candidates mutants": ("", ""),
     "python train_rm.py --init out/rm": (RM, "slow"),
-    "python train_rm.py --pairs out/rm": (f"{RM} --out out/rm-3", "slow"),
+    "python train_rm.py --pairs out": (RM, "slow"),
     "python train_rm.py --pairs codescalerpair": ("--batch 2 --steps 1 --out out/rm-4 --split pair", "slow"),
     "python train_rm.py": (f"{RM} --no-resume", "slow"),
     "python grpo.py --reward rm --policy out/grpo-rm": (GRPO, "slow"),

@@ -441,6 +441,7 @@ def test_two_ranks_collect_the_pairs_of_one(tmp_path):
     assert samples == (tmp_path / "one" / "samples.jsonl").read_text()
     (tmp_path / "two" / "samples.jsonl").write_text(samples[: len(samples) // 2])  # killed in the middle of a line
     assert collect(tmp_path / "two", *two) == wanted
+    assert (tmp_path / "two" / "samples.jsonl").read_text() == samples
 
 
 def test_8b_and_14b_over_eight_ranks(tmp_path):

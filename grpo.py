@@ -653,7 +653,7 @@ def main():
         log(PAPER_DIFFERENCES)
     tokenizer = Tokenizer(args.policy)
     problems = training_problems(args, tokenizer, log)
-    eval_problems = load_problems(args.eval_problems, args.limit, log=log)
+    eval_problems = load_problems(args.eval_problems, args.limit, log=log, flag="--eval-problems")
     stride = max(1, len(eval_problems) // args.eval_limit)
     run = Run(args, COLUMNS, rank)
     with Sandbox(level=args.sandbox) as sandbox:

@@ -158,28 +158,31 @@ def policy_prompt(problem, style="plain"):
 # loading
 
 
-def load_problems(spec, limit=None, min_tests=0, seed=0, log=None):
+def load_problems(spec, limit=None, min_tests=0, seed=0, log=None, flag="--problems"):
     """`SPEC[,SPEC...]` -> list of Problem.
 
     A spec is `toy:train`, `toy:untested`, `toy:test`, a `.jsonl` file in our own schema, or `FORMAT:PATH` with a format
     of `LOADERS`. `limit` keeps the first rows of each spec; `min_tests` drops problems that have tests, but fewer.
-    `log` (a function of one string, e.g. print) is told what was loaded and dropped. Raises UserError.
+    `log` (a function of one string, e.g. print) is told what was loaded and dropped. Raises UserError naming `flag`.
     """
     problems = []
     for part in spec.split(","):
         kind, _, path = part.partition(":")
-        if kind == "toy":
+        if part in ("toy:train", "toy:untested", "toy:test"):
             found = toy_problems(path, seed=seed, count=limit)
         elif part.endswith((".jsonl", ".jsonl.gz")) and (not path or kind == "hub"):
             found = [own_problem(row, where) for row, where in read_rows(part, limit)]
         elif kind in LOADERS:
             found = [LOADERS[kind](row, where) for row, where in read_rows(path, limit)]
         else:
-            raise UserError(f"--problems {part!r}: expected toy:train, a .jsonl file, or one of {sorted(LOADERS)}:PATH")
+            raise UserError(
+                f"{flag} {part!r}: expected toy:train, toy:untested, toy:test, a .jsonl file or FORMAT:PATH; formats: "
+                + ", ".join(sorted(LOADERS))
+            )
         kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
         if not kept:
             raise UserError(
-                f"--problems {part!r}: no problem left of {len(found)} (--min-tests {min_tests}, --limit {limit})"
+                f"{flag} {part!r}: no problem left of {len(found)} (--min-tests {min_tests}, --limit {limit})"
             )
         if log:
             tested = sum(p.tests is not None for p in kept)
@@ -190,7 +193,7 @@ def load_problems(spec, limit=None, min_tests=0, seed=0, log=None):
         problems += kept
     ids = [p.id for p in problems]
     if len(set(ids)) < len(ids):
-        raise UserError(f"--problems {spec!r}: id {next(i for i in ids if ids.count(i) > 1)!r} appears twice")
+        raise UserError(f"{flag} {spec!r}: id {next(i for i in ids if ids.count(i) > 1)!r} appears twice")
     return problems
 
 
@@ -601,8 +604,6 @@ def toy_stream(split, seed=0, unseen=False):
 
 def toy_problems(split, seed=0, count=None):
     """The problems of `train` (with tests), `untested` (without) or `test` (192 in distribution, then 64 unseen)."""
-    if split not in ("train", "untested", "test"):
-        raise UserError(f"--problems toy:{split}: expected toy:train, toy:untested or toy:test")
     parts = [("toy:" + split, False, SIZES[split])] + (
         [("toy:unseen", True, SIZES["unseen"])] if split == "test" else []
     )

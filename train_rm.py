@@ -460,7 +460,7 @@ def collect(args, run, device, log, rank, world):
     problems = load_problems(args.problems, args.limit, args.min_tests, log=log)
     tested, funnel = [p for p in problems if p.tests], []
     if args.decontaminate:
-        evaluation = load_problems(",".join(args.decontaminate), log=log)
+        evaluation = load_problems(",".join(args.decontaminate), log=log, flag="--decontaminate")
         tested, funnel = decontaminate(tested, evaluation)
     if not tested:
         raise UserError(f"--problems {args.problems}: none has tests, so no program can be verified")

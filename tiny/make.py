@@ -300,7 +300,7 @@ def make_reward(out=HERE / "reward", count=GENERIC_PROBLEMS):
         file.writelines(json.dumps(row) + "\n" for row in generic_pairs(count))
     subprocess.run(
         [sys.executable, "train_rm.py", "--pairs", str(work / "generic.jsonl"), "--init", str(HERE / "policy"),
-         "--out", str(work / "run"), "--lr", str(REWARD_LR), "--epochs", "1", "--held-out", "0.03",
+         "--out", str(work / "run"), "--lr", str(REWARD_LR), "--epochs", "1", "--center", "0", "--held-out", "0.03",
          "--save-every", "50"],
         cwd=ROOT, check=True,
     )  # fmt: skip

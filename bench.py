@@ -6,7 +6,7 @@
     python bench.py COMMAND --help
 
 sample fills a store of samples (JSON lines, the first one says how they were made); pass, bon, rm --store and plot read
-it. sandbox, memory, plot, show and settings stand alone. Tables go to stdout, the rest to stderr.
+it. sandbox, memory, speed, plot, show and settings stand alone. Tables go to stdout, the rest to stderr.
 """
 
 import contextlib
@@ -1669,7 +1669,7 @@ class ForcedStops(DecodingBatch):
 
 
 def generate_ours(model, prompts, samples, new, stops):
-    with torch.no_grad():
+    with torch.inference_mode():
         batch = ForcedStops(
             model, prompts, samples, new + 1, (1.0, 1.0, 0), set(), 0, range(len(prompts)), 256, 16384
         )  # fmt: skip

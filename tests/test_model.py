@@ -140,6 +140,60 @@ def test_cached_steps_equal_one_forward_pass(lm):
     assert cache.lengths_B.tolist() == [5, 9, 12]
 
 
+@torch.no_grad()
+def test_rows_that_share_their_prompt_equal_rows_of_their_own(lm):
+    prompts = {0: [5, 6, 7], 1: [8] * 5, 2: [9, 4]}
+    cache = cs.GroupCache(lm.config, 5, 3, 5, 4, torch.float32, "cpu")
+    prefix, _ = cs.prefill(lm, list(prompts.values()))
+    rows = []  # what each row of the cache holds
+
+    def add(*numbers):
+        for i in numbers:
+            cache.add_row(prefix, i, i, len(prompts[i]))
+            rows.append(prompts[i])
+
+    def remove(r):
+        cache.remove_row(r)
+        rows[r] = rows[-1]
+        rows.pop()
+
+    def step(tokens):
+        hidden = lm(torch.tensor(tokens)[:, None], cache=cache)[:, 0]
+        for r, token in enumerate(tokens):
+            rows[r] = [*rows[r], token]
+            assert close(hidden[r], lm(torch.tensor([rows[r]]))[0, -1])
+
+    add(0, 1, 0, 1)
+    step([3, 4, 5, 6])
+    remove(0)
+    add(2, 1)
+    step([7, 8, 9, 1, 2])
+    for r in (4, 1, 0):
+        remove(r)
+    assert sorted(cache.prompts) == [(0, 3), (2, 2)]  # prompt 1 has no row left
+    add(0, 0)
+    step([1, 2, 3, 4])
+    step([5, 6, 7, 8])
+    remove(0)  # it has its 4 tokens; the next ones of the others go to the first place again
+    step([3, 4, 5])
+
+
+def test_decoding_in_bf16_keeps_logits_in_fp32():
+    q, k, mask = torch.randn(2, 3, 64), torch.randn(2, 5, 64), torch.randn(2, 1, 5)
+    q16, k16 = q.bfloat16(), k.bfloat16()
+    for queries, keys in ((q, k), (q16, k16)):
+        wanted = queries.float() @ keys.float().transpose(1, 2) / 8 + mask
+        assert close(cs.masked_logits(mask, queries, keys), wanted)
+
+
+def test_fused_weights_change_nothing(lm):
+    ids, lengths = cs.pad_rows([[5, 6, 7, 8], [9, 4]])
+    plain = lm(ids, lengths)
+    with cs.fused_weights(lm):
+        assert lm.model.layers[0].self_attn.qkv is not None and close(lm(ids, lengths), plain)
+    assert all(b.self_attn.qkv is None and b.mlp.gate_up is None for b in lm.model.layers)
+
+
 def test_padding_never_overwrites_a_full_row(lm):
     rows = [[5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5]]  # the first row fills the 8 slots, the second is padded past them
     cache = cs.KVCache(lm.config, 2, 8)
@@ -201,12 +255,12 @@ def test_rows_are_as_many_as_the_memory_allows(monkeypatch):
 def test_sampling_follows_the_distribution():
     logp = torch.tensor([0.5, 0.3, 0.2]).log().expand(4000, 3)
     u = torch.cat([cs.uniforms(0, k, 0, 400) for k in range(10)])
-    counts = torch.bincount(cs.pick(logp, u), minlength=3) / 4000
+    counts = torch.bincount(cs.draw(logp, u)[0], minlength=3) / 4000
     assert torch.allclose(counts, torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
     # The numbers themselves are part of what a seed means.
     assert cs.uniforms(7, 2**40, 3, 2).tolist() == [0.8036695118874713, 0.5037493983624124]
     edge = torch.tensor([[0.0, -torch.inf]])  # u next to 1 never picks what is not allowed
-    assert cs.pick(edge, torch.tensor([1 - 1e-16], dtype=torch.float64)).item() == 0
+    assert cs.draw(edge, torch.tensor([1 - 1e-16], dtype=torch.float64))[0].item() == 0
 
 
 def test_unused_ids_are_never_sampled(policy):

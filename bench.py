@@ -1391,10 +1391,10 @@ def memory_budget(policy, rm, args):
     P, D, V, L = num_parameters(policy), policy.hidden_size, policy.vocab_size, policy.num_hidden_layers
     block, embedding, kept = block_parameters(policy), D * V, block_activations(policy)
     moments, gradients = {"moments, fp32": 8 * P / args.gpus}, {"gradients, fp32": 4 * P / args.gpus}
-    reward_model = {"reward model, bf16": 2 * num_parameters(rm, "score") if rm else 0}
+    scorer = 2 * num_parameters(rm, "score") if rm else 0
     always = {"weights, fp32": 4 * P / args.gpus, "reference, fp32": 4 * P / args.gpus if args.kl else 0}
     always |= {} if args.optimizer_offload else moments
-    always |= {} if args.rm_offload else reward_model
+    always |= {} if args.rm_offload else {"reward model, bf16": scorer / args.gpus}
     training = {
         **always, **gradients,
         "gathered blocks and head, bf16": 2 * (2 * block + embedding),
@@ -1403,13 +1403,14 @@ def memory_budget(policy, rm, args):
         "one block recomputed": kept * args.token_budget if args.checkpointing else 0,
         "logits of a chunk, fp32, three times": 3 * 4 * V * args.chunk,
     }  # fmt: skip
-    row = kv_bytes(policy) * (args.prompt + args.response + 1) + V * (4 + 4 + 8 + 8)  # logits, log-probs, fp64 cdf
+    row = kv_bytes(policy) * (args.prompt + args.response + 1) + 24 * V  # as rows_that_fit
     copy = {"decoding weights": args.rollout_bytes * P}
     budget = {"training": training, "optimizer step": {**always, **gradients, **moments}}
     budget["rollout"] = {**always, **copy, "keys and values of prompts being read": kv_bytes(policy) * 16384}
     if rm:
         texts = 16384 * (2 * kv_bytes(rm) + block_activations(rm))
-        budget["scoring"] = {**always, **copy, **reward_model, "16384 tokens of texts being scored": texts}
+        whole = {"reward model, brought together": scorer} if args.rm_offload or args.gpus > 1 else {}
+        budget["scoring"] = {**always, **copy, **whole, "16384 tokens of texts being scored": texts}
     return budget, row
 
 
@@ -1449,7 +1450,9 @@ def check_memory(budget, fits, args):
         raise UserError(f"--check: no rollout row fits in --gpu-gib {args.gpu_gib}: more --gpus, or offload")
     if world != args.gpus:
         raise UserError(f"--check runs on {world} ranks, the table is for --gpus {args.gpus}: start it with torchrun")
-    reward_model = RewardModel(args.rm, device, random_init=True) if args.rm != "none" else None
+    reward_model = None
+    if args.rm != "none":
+        reward_model = RewardModel(args.rm, device, random_init=True, sharded=not args.rm_offload)
     model, reference = (
         load_model(args.model, "lm", None, device, random_init=True, sharded=True) if wanted else None
         for wanted in (True, args.kl)
@@ -1472,7 +1475,7 @@ def check_memory(budget, fits, args):
     work = {
         "training": (args.prompt + count * args.response, training),
         "rollout": (fits * args.response, lambda: generate(copy, [prompt], fits, args.response, max_rows=fits)),
-        "scoring": (len(texts) * len(texts[0]), lambda: score_groups(reward_model.model.to(device), [texts])),
+        "scoring": (len(texts) * len(texts[0]), lambda: score_groups(gathered(reward_model.model.to(device)), [texts])),
     }  # fmt: skip
     rows, copy = [], None
     for phase, (tokens, run) in work.items():

@@ -1020,14 +1020,17 @@ class RewardModel:
 
     `max_length` (tokens) and `prompt` are those it was trained with, 4096 and the bare statement for models of others;
     another value is refused (UserError). `token_budget`: see score_groups. `dtype` is bfloat16 on CUDA and float32 on a
-    CPU unless given; scores are fp32 in both.
+    CPU unless given; scores are fp32 in both. With `sharded` and several ranks, each keeps a part of the weights, which
+    are gathered while all of them call score_many, each with items of its own.
     """
 
     def __init__(
-        self, path, device=None, max_length=None, token_budget=None, prompt=None, dtype=None, random_init=False
+        self, path, device=None, max_length=None, token_budget=None, prompt=None, dtype=None, random_init=False,
+        sharded=False,
     ):  # fmt: skip
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(path, "score", dtype or compute_dtype(device), device, random_init)
+        sharded = sharded and num_ranks() > 1
+        model = load_model(path, "score", dtype or compute_dtype(device), device, random_init, sharded)
         self.model = model.eval().requires_grad_(False)
         if self.model.head_source.startswith("zero"):
             raise UserError(
@@ -1053,7 +1056,7 @@ class RewardModel:
         for prompt, code in texts:
             groups.setdefault(prompt, []).append((prompt, code))
         ids = [[texts[item] for item in group] for group in groups.values()]
-        scores = score_groups(self.model, ids, self.token_budget)
+        scores = score_groups(gathered(self.model, self.model.model.norm.weight.dtype), ids, self.token_budget)
         flat = dict(zip(sum(groups.values(), []), sum(scores, []), strict=True))
         return [flat[item] for item in items]
 

@@ -69,7 +69,7 @@ class Args:
     policy: str = "tiny/policy"  # model to train
     rm: str = "out/rm"  # reward model (run folder of train_rm.py, checkpoint folder or hub id)
     random_init: bool = False  # random weights in both, to measure a shape without a checkpoint (qwen3-8b-shape)
-    rm_offload: bool = False  # keep the reward model on the host while it does not score
+    rm_offload: bool = False  # reward model on the host while it does not score; else it is cut over the ranks
     optimizer_offload: bool = False  # keep AdamW's moments on the host except while they are updated
     out: str | None = None  # run folder; default out/grpo-{reward}
     problems: str = "toy:train"  # problems to train on (SPEC[,SPEC...])
@@ -278,7 +278,7 @@ class Judge:
         self.args, self.device, self.sandbox = args, device, sandbox
         self.reward_model = self.calibration = None
         if args.reward in ("rm", "hybrid"):
-            self.reward_model = RewardModel(args.rm, device, random_init=args.random_init)
+            self.reward_model = RewardModel(args.rm, device, random_init=args.random_init, sharded=not args.rm_offload)
             if args.rm_offload:
                 self.reward_model.model.to("cpu")
         if args.reward == "hybrid":
@@ -467,9 +467,9 @@ def evaluate(policy, tokenizer, problems, every, judge, args, rank=0, world=1):
     """Answers to every `every`-th problem, judged -> a dict a problem: its part of the data (`problem.source`), avg
     (share of passing samples), any (whether one passes), valid, reward, and lists `rewards`, `passed` of its valid
     samples. Samples are drawn from a random stream of their own, the same one at every evaluation."""
-    numbers, rows = range(0, len(problems), every)[rank::world], []
-    for at in tqdm(range(0, len(numbers), 64), desc="evaluating", leave=False, disable=True if rank else None):
-        chunk = numbers[at : at + 64]
+    numbers, rows, size = range(0, len(problems), every), [], 64 * world
+    for at in tqdm(range(0, len(numbers), size), desc="evaluating", leave=False, disable=True if rank else None):
+        chunk = numbers[at : at + size][rank::world]  # of the last one a rank may have none: it judges nothing, too
         groups = rollout(
             policy, tokenizer, [problems[i] for i in chunk], chunk, args, args.eval_group, 10**9 + args.seed,
             args.eval_temperature, args.eval_top_p,

@@ -443,12 +443,12 @@ def test_memory_table_adds_up_and_the_largest_rollout_is_the_largest(capsys):
     budget, row = bench.memory_budget(policy, policy, args)
     fits, free = bench.largest_rollout(budget, row, args), args.gpu_gib * 2**30 - sum(budget["rollout"].values())
     assert fits * row <= 0.7 * free < (fits + 1) * row and rows[-1]["rollout_rows"] == fits > 0
-    for flag, size in (("rm_offload", 2 * 7568409600), ("optimizer_offload", 8 * 8190735360 / 8)):
+    for flag, size, used in (("rm_offload", 2 * 7568409600 / 8, None),
+                             ("optimizer_offload", 8 * 8190735360 / 8, "optimizer step")):  # fmt: skip
         more = bench.MemoryArgs(**{flag: True})
         saved, _ = bench.memory_budget(policy, policy, more)
         assert bench.largest_rollout(saved, row, more) > fits
         less = {phase: sum(items.values()) - sum(saved[phase].values()) for phase, items in budget.items()}
-        used = "scoring" if flag == "rm_offload" else "optimizer step"
         assert less == {phase: pytest.approx(0 if phase == used else size, abs=1) for phase in budget}
 
 

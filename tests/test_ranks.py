@@ -444,6 +444,51 @@ def test_two_ranks_collect_the_pairs_of_one(tmp_path):
     assert (tmp_path / "two" / "samples.jsonl").read_text() == samples
 
 
+def pair_rows(count):
+    pair = {"chosen": "def solve(xs):\n    return sum(xs)", "rejected": "def solve(xs):\n    return 0", "source": "t"}
+    return [json.dumps(pair | {"id": str(i), "prompt": f"Add up xs and {i % 9}."}) + "\n" for i in range(count)]
+
+
+@pytest.mark.parametrize("script", ["train_rm.py --pairs {}/pairs.jsonl --batch 8 --save-every 9",
+                                    "grpo.py --rm tiny/reward --prompts 3 --group 4 --max-new-tokens 96"])  # fmt: skip
+def test_two_ranks_train_as_one(tmp_path, script):
+    """Four steps from one seed, an uneven number of prompts: the same samples and verdicts, losses within 1e-4."""
+    (tmp_path / "pairs.jsonl").write_text("".join(pair_rows(60)))
+    flags = f"{script} --steps 4 --device cpu --limit {60 if 'pairs' in script else 5} --out".format(tmp_path).split()
+    environment, found = os.environ | {"OMP_NUM_THREADS": "1"}, []
+    for ranks in ("1", "2"):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+        done = subprocess.run(
+            [sys.executable, *launcher, *flags, str(tmp_path / ranks)], cwd=ROOT, env=environment, timeout=180
+        )
+        assert done.returncode == 0
+        found.append(bench.read_metrics(tmp_path / ranks))
+    one, two = found
+    assert len(one["loss"]) == 4 and all(float(loss) != 0 for loss in one["loss"].values())
+    for name in ("loss", "grad_norm"):
+        assert {k: float(v) for k, v in two[name].items()} == pytest.approx(
+            {k: float(v) for k, v in one[name].items()}, abs=1e-4 * max(1, *map(float, one[name].values()))
+        )
+    if script.startswith("grpo"):
+        rows = [[json.loads(line) for line in open(tmp_path / ranks / "samples.jsonl")] for ranks in ("1", "2")]
+        exact = ("step", "number", "completion", "code", "reason", "verdict")
+        assert len(rows[0]) == 4 * 3 * 4 and {row["verdict"] for row in rows[0]} >= {"pass", "wrong_answer"}
+        assert [[row[k] for k in exact] for row in rows[0]] == [[row[k] for k in exact] for row in rows[1]]
+        scores = [[row["score"] or 0.0 for row in some] for some in rows]
+        assert any(scores[0]) and scores[1] == pytest.approx(scores[0], abs=1e-4)
+        assert two["pass_rate"] == one["pass_rate"]
+
+
+def test_every_rank_judges_as_often(monkeypatch):
+    """A sharded reward model is gathered in each call, so a rank that made one call less would hang the others."""
+    monkeypatch.setattr(grpo, "rollout", lambda *_: [])
+    for problems, calls in ((129, 2), (128, 1), (1, 1)):
+        for rank in range(2):
+            judged = []
+            grpo.evaluate(None, None, [None] * problems, 1, judged.append, grpo.Args(), rank, world=2)
+            assert len(judged) == calls
+
+
 def test_8b_and_14b_over_eight_ranks(tmp_path):
     done = start_ranks("fake", tmp_path, world=1)
     assert done[0][0] == 0, done
@@ -463,7 +508,7 @@ def test_8b_and_14b_over_eight_ranks(tmp_path):
             named = ("weights, fp32", "gradients, fp32", "moments, fp32")
             assert held == [pytest.approx(items[item], rel=1e-3) for item in named]
         else:
-            assert items["reward model, bf16"] == 2 * sum(p.numel() for p in model.parameters())
+            assert held[0] / 2 == pytest.approx(items["reward model, bf16"], rel=1e-3)  # fp32 here
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from codescaler import (
     RewardModel,
     Tokenizer,
     adamw,
+    compile_blocks,
     compute_dtype,
     gathered,
     generate,
@@ -1514,6 +1515,7 @@ class SpeedArgs:
     config: str = "tiny"  # tiny, small, qwen3-0.6b-shape or qwen3-8b-shape (random weights)
     peer: bool = False  # also measure transformers (scoring, generation) and TRL (training steps)
     full: bool = False  # the large sizes, on a GPU
+    compile: bool = False  # compile our training passes, as --compile of the trainers does
     seconds: int = 100  # a row is not repeated after so many seconds
     device: str | None = None  # cpu or cuda; default: cuda where there is one
     json: bool = False  # one JSON object a line on stdout
@@ -1611,6 +1613,8 @@ def speed_model(args, head, training=False):
     if head == "score":
         torch.manual_seed(0)
         torch.nn.init.normal_(local(model.score.weight), std=0.02)
+    if training and args.compile:
+        compile_blocks(model)
     return model
 
 

@@ -249,6 +249,7 @@ class Qwen3(nn.Module):
         self.num_tokens = config.vocab_size  # ids from here on are padding of the matrix: never sampled
         self.head_source = "random"
         self.checkpointing = False  # keep only the blocks' inputs for the backward pass and compute the rest again
+        self.compiled = False  # see compile_blocks
         self.model = Trunk(config)
         if head == "score":
             self.score_head_bias = score_bias
@@ -289,6 +290,17 @@ class Qwen3(nn.Module):
         if self.config.tie_word_embeddings:
             return function(self.logits, hidden)
         return self.lm_head(hidden, function)
+
+
+def compile_blocks(model):
+    """torch.compile of each block, for training. The saving: what lies between two products becomes one pass over the
+    activations, 1.12 times as fast at tiny and 1.05 at small (forward and backward on a CPU thread; not measured on a
+    GPU). The first steps take a minute, while it compiles. Gradients stay the same:
+    test_compiled_blocks_give_the_same_gradients. gathered() returns plain blocks, since decoding changes its shapes in
+    every step."""
+    for block in model.model.layers:
+        block.compile(dynamic=True)
+    model.compiled = True
 
 
 @contextlib.contextmanager
@@ -1437,7 +1449,7 @@ def gathered(model, dtype=None):
     model itself where there is nothing to gather or to cast."""
     parameters, weight = parameters_at_rest(model), model.model.norm.weight
     dtype = dtype or compute_dtype(weight.device)
-    if dtype == weight.dtype and not isinstance(weight, DTensor):
+    if dtype == weight.dtype and not isinstance(weight, DTensor) and not model.compiled:
         return model
     with torch.device("meta"):
         copy = Qwen3(model.config, model.head, model.head == "score" and model.score_head_bias)

@@ -36,6 +36,7 @@ from codescaler import (
     adamw,
     agree,
     clip_gradients,
+    compile_blocks,
     format_eta,
     gather_lists,
     gathered,
@@ -106,6 +107,7 @@ class Args:
     mask_truncated: bool = False  # answers cut at --max-new-tokens count in their group's mean but are not trained on
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     checkpointing: bool = False  # less memory, a third more time: recompute activations in the backward pass
+    compile: bool = False  # torch.compile the training passes: a minute to start, then 1.1 times as fast on a CPU
     # evaluation
     audit_every: int = 1  # execute the training rollouts every so many steps, where the reward does not need it
     eval_every: int = 10  # steps between audits on a fixed part of the evaluation problems
@@ -662,6 +664,8 @@ def main():
         path, random_init = (run.checkpoint, False) if state else (args.policy, args.random_init)
         model = load_model(path, "lm", None, device, random_init, sharded=True)
         model.checkpointing = args.checkpointing
+        if args.compile:
+            compile_blocks(model)
         reference = load_model(args.policy, "lm", None, device, args.random_init, sharded=True) if args.kl else None
         optimizer = adamw(
             model.parameters(), device, args.optimizer_offload, lr=args.lr, weight_decay=args.weight_decay

@@ -42,6 +42,7 @@ from codescaler import (
     adamw,
     agree,
     clip_gradients,
+    compile_blocks,
     continue_prompts,
     format_eta,
     gather_lists,
@@ -114,6 +115,7 @@ class Args(PairRules):
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     checkpointing: bool = False  # less memory, a third more time: recompute activations in the backward pass
+    compile: bool = False  # torch.compile the training passes: a minute to start, then 1.1 times as fast on a CPU
     optimizer_offload: bool = False  # keep AdamW's moments on the host except while they are updated
     save_every: int = 1  # steps between checkpoints
     seed: int = 0  # seed of sampling, split and order
@@ -568,6 +570,8 @@ def main():
     path, random_init = (run.checkpoint, False) if state else (args.init, args.random_init)
     model = load_model(path, "score", None, device, random_init, sharded=True)
     model.checkpointing = args.checkpointing
+    if args.compile:
+        compile_blocks(model)
     log(f"{args.init}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, head: {model.head_source}")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]

@@ -186,6 +186,20 @@ def test_decoding_in_bf16_keeps_logits_in_fp32():
         assert close(cs.masked_logits(mask, queries, keys), wanted)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_gradients():
+    grads = []
+    for compiled in (False, True):
+        model = cs.load_model(GOLDEN / "lm_tied", device="cpu")
+        if compiled:
+            cs.compile_blocks(model)
+        for answers in ([[7, 8, 9, 10], [3, 2]], [[4] * 5, [4, 4], [6] * 9]):
+            cs.group_logprobs(model, [5, 6, 7], answers)[0].sum().backward()
+        assert cs.gathered(model).compiled is False and (cs.gathered(model) is model) is not compiled
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.allclose(*grads, atol=1e-5 * grads[0].abs().max().item())
+
+
 def test_fused_weights_change_nothing(lm):
     ids, lengths = cs.pad_rows([[5, 6, 7, 8], [9, 4]])
     plain = lm(ids, lengths)

@@ -424,23 +424,25 @@ def test_a_rank_that_is_gone_ends_the_others(tmp_path, task, message):
     assert code != 0 and message in said and "Traceback" not in said, said
 
 
+def run_on(ranks, flags, out):
+    """A script on so many ranks, started."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *launcher, *flags.split(), "--out", str(out)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
 def test_two_ranks_collect_the_pairs_of_one(tmp_path):
-    flags = "train_rm.py --collect-only --limit 30 --group 2 --max-new-tokens 96 --out".split()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-    def collect(out, *launcher):
-        done = subprocess.run([sys.executable, *launcher, *flags, str(out)], cwd=ROOT, env=environment, timeout=120)
-        assert done.returncode == 0
-        return (out / "pairs.jsonl").read_text()
-
-    wanted = collect(tmp_path / "one")
-    assert len(wanted.splitlines()) > 20 and collect(tmp_path / "two", *two) == wanted
+    flags = "train_rm.py --collect-only --limit 30 --group 2 --max-new-tokens 96"
+    started = [run_on(1, flags, tmp_path / "one"), run_on(2, flags, tmp_path / "two")]
+    assert [process.wait(120) for process in started] == [0, 0]
+    wanted = (tmp_path / "one" / "pairs.jsonl").read_text()
+    assert len(wanted.splitlines()) > 20 and (tmp_path / "two" / "pairs.jsonl").read_text() == wanted
     (tmp_path / "two" / "pairs.jsonl").unlink()
     samples = (tmp_path / "two" / "samples.jsonl").read_text()
     assert samples == (tmp_path / "one" / "samples.jsonl").read_text()
     (tmp_path / "two" / "samples.jsonl").write_text(samples[: len(samples) // 2])  # killed in the middle of a line
-    assert collect(tmp_path / "two", *two) == wanted
+    assert run_on(2, flags, tmp_path / "two").wait(120) == 0
+    assert (tmp_path / "two" / "pairs.jsonl").read_text() == wanted
     assert (tmp_path / "two" / "samples.jsonl").read_text() == samples
 
 
@@ -454,16 +456,10 @@ def pair_rows(count):
 def test_two_ranks_train_as_one(tmp_path, script):
     """Four steps from one seed, an uneven number of prompts: the same samples and verdicts, losses within 1e-4."""
     (tmp_path / "pairs.jsonl").write_text("".join(pair_rows(60)))
-    flags = f"{script} --steps 4 --device cpu --limit {60 if 'pairs' in script else 5} --out".format(tmp_path).split()
-    environment, found = os.environ | {"OMP_NUM_THREADS": "1"}, []
-    for ranks in ("1", "2"):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
-        done = subprocess.run(
-            [sys.executable, *launcher, *flags, str(tmp_path / ranks)], cwd=ROOT, env=environment, timeout=180
-        )
-        assert done.returncode == 0
-        found.append(bench.read_metrics(tmp_path / ranks))
-    one, two = found
+    flags = f"{script} --steps 4 --device cpu --limit {60 if 'pairs' in script else 5}".format(tmp_path)
+    started = [run_on(ranks, flags, tmp_path / str(ranks)) for ranks in (1, 2)]
+    assert [process.wait(180) for process in started] == [0, 0]
+    one, two = (bench.read_metrics(tmp_path / ranks) for ranks in ("1", "2"))
     assert len(one["loss"]) == 4 and all(float(loss) != 0 for loss in one["loss"].values())
     for name in ("loss", "grad_norm"):
         assert {k: float(v) for k, v in two[name].items()} == pytest.approx(

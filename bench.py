@@ -199,6 +199,8 @@ def sign_flip_p(differences, rounds=10000, seed=0):
 def interval(values, seed=0, rounds=1000):
     """Mean of one value a problem and its 95% interval, resampling problems (as train_rm.bootstrap, faster)."""
     values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()), math.nan, math.nan
     drawn = np.random.default_rng(seed).integers(len(values), size=(rounds, len(values)))
     low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)

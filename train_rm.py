@@ -242,11 +242,13 @@ def mean(values):
 
 
 def bootstrap(values, groups, rounds=1000, seed=0):
-    """Mean of `values` and its 95% interval, resampling whole groups (problems) with replacement."""
+    """Mean of `values` and its 95% interval, resampling whole groups (problems) with replacement; nan for one group."""
     sums = {}
     for value, group in zip(values, groups, strict=True):
         total_, n = sums.get(group, (0.0, 0))
         sums[group] = (total_ + value, n + 1)
+    if len(sums) < 2:
+        return sum(values) / len(values), math.nan, math.nan
     sums, rng, means = list(sums.values()), random.Random(seed), []
     for _ in range(rounds):
         drawn = rng.choices(sums, k=len(sums))

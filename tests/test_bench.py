@@ -111,6 +111,8 @@ def test_interval_agrees_with_the_bootstrap_over_groups_of_one():
     ours, theirs = bench.interval(values), bootstrap(values, range(90))
     assert ours[0] == pytest.approx(theirs[0]) and ours[1:] == pytest.approx(theirs[1:], abs=0.03)
     assert bench.paired([1.0, 1.0], [0.5, 0.5]) == (0.5, 0.5, 0.5)
+    for mean, *ends in (bench.interval([0.5]), bootstrap([0.0, 1.0], "aa")):  # one problem says nothing about others
+        assert mean == 0.5 and np.isnan(ends).all()
 
 
 def test_t_interval():

@@ -1406,7 +1406,7 @@ def memory_budget(policy, rm, args):
         "one block recomputed": kept * args.token_budget if args.checkpointing else 0,
         "logits of a chunk, fp32, three times": 3 * 4 * V * args.chunk,
     }  # fmt: skip
-    row = kv_bytes(policy) * (args.prompt + args.response + 1) + 24 * V  # as rows_that_fit
+    row = kv_bytes(policy) * (args.prompt + args.response) + 24 * V  # of a prompt of its own; see rows_that_fit
     copy = {"decoding weights": args.rollout_bytes * P}
     budget = {"training": training, "optimizer step": {**always, **gradients, **moments}}
     budget["rollout"] = {**always, **copy, "keys and values of prompts being read": kv_bytes(policy) * 16384}

@@ -17,6 +17,7 @@ import dataclasses
 import datetime
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -184,17 +185,17 @@ class Attention(nn.Module):
         )
         return apply_rope(self.q_norm(q_BTHK), *rope), apply_rope(self.k_norm(k_BTGK), *rope), v_BTGK
 
-    def forward(self, x_BTD, rope, cache, layer):
+    def forward(self, x_BTD, rope, cache):
         q_BTHK, k_BTGK, v_BTGK = self.project(x_BTD, rope)
         if cache is not None:
-            cache.write(layer, k_BTGK, v_BTGK)
+            cache.write(k_BTGK, v_BTGK)
         if cache is None or cache.is_empty:  # nothing came before: plain causal attention, no mask needed
             y_BHTK = F.scaled_dot_product_attention(
                 q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2), is_causal=True, enable_gqa=True
             )
             y_BTHK = y_BHTK.transpose(1, 2)
         else:
-            y_BTHK = cache.attend(layer, q_BTHK)
+            y_BTHK = cache.attend(q_BTHK)
         return self.o_proj(y_BTHK.flatten(2))
 
 
@@ -223,8 +224,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD, rope, cache, layer):
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, cache, layer)
+    def forward(self, x_BTD, rope, cache):
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, cache)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
@@ -270,10 +271,12 @@ class Qwen3(nn.Module):
         x_BTD = self.model.embed_tokens(ids_BT)
         rope = [table.to(x_BTD.dtype) for table in rope_table(self.config, position_BT)]
         for layer, block in enumerate(self.model.layers):
+            # A block gets the cache of its layer and no number: compiled code would be made anew for every number.
+            mine = None if cache is None else cache.at(layer)
             if self.checkpointing and torch.is_grad_enabled():
-                x_BTD = checkpoint(block, x_BTD, rope, cache, layer, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, rope, mine, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, rope, cache, layer)
+                x_BTD = block(x_BTD, rope, mine)
         if cache is not None:
             cache.end(T if lengths_B is None else lengths_B)
         return self.model.norm(x_BTD)
@@ -385,8 +388,8 @@ class KVCache:
 
     The last slot is never read: padding that would lie behind the end of a row is written there.
 
-    A forward pass calls begin(), then write() and attend() in every layer, then end(). `live` is how many leading rows
-    take part, so finished rows can leave a batch without a copy of the others.
+    A forward pass calls begin(), then in every layer at(), write() and attend(), then end(), as with all caches below.
+    The first `live` rows take part.
     """
 
     def __init__(self, config, rows, slots, dtype=torch.float32, device="cpu"):
@@ -402,24 +405,29 @@ class KVCache:
         self.position_BT = self.lengths_B[:live, None] + offset_BT
         self.row_B1 = torch.arange(live, device=self.k.device)[:, None]
         self.end_slot = min(self.longest + self.new, self.slots)
-        slot_S = torch.arange(self.end_slot, device=self.k.device)
-        hidden_BTS = slot_S > self.position_BT[:, :, None]  # a token sees all slots up to its own
-        # Added to the products of all layers: a mask of bools would be turned into this one in each of them.
-        self.mask_BTS = torch.zeros_like(hidden_BTS, dtype=self.k.dtype).masked_fill_(hidden_BTS, -math.inf)
+        if not self.is_empty:  # else attention is plainly causal
+            slot_S = torch.arange(self.end_slot, device=self.k.device)
+            hidden_BTS = slot_S > self.position_BT[:, :, None]  # a token sees all slots up to its own
+            # Added to the products of all layers: a mask of bools would be turned into this one in each of them.
+            self.mask_BTS = torch.zeros_like(hidden_BTS, dtype=self.k.dtype).masked_fill_(hidden_BTS, -math.inf)
         return self.position_BT
 
-    def write(self, layer, k_BTGK, v_BTGK):
-        slot_BT = self.position_BT.clamp(max=self.slots)
-        self.k[layer].transpose(1, 2)[self.row_B1, slot_BT] = k_BTGK.to(self.k.dtype)
-        self.v[layer].transpose(1, 2)[self.row_B1, slot_BT] = v_BTGK.to(self.v.dtype)
+    def at(self, layer):
+        self.layer = layer
+        return self
 
-    def attend(self, layer, q_BTHK):
+    def write(self, k_BTGK, v_BTGK):
+        slot_BT = self.position_BT.clamp(max=self.slots)
+        self.k[self.layer].transpose(1, 2)[self.row_B1, slot_BT] = k_BTGK.to(self.k.dtype)
+        self.v[self.layer].transpose(1, 2)[self.row_B1, slot_BT] = v_BTGK.to(self.v.dtype)
+
+    def attend(self, q_BTHK):
         """Attention of the new queries over the cache -> [B, T, H, K].
 
         The H/G query heads of a kv head stand in the time dimension of the product, so K/V are never repeated.
         """
         B, T, H, K = q_BTHK.shape
-        k_BGSK, v_BGSK = self.k[layer, :B, :, : self.end_slot], self.v[layer, :B, :, : self.end_slot]
+        k_BGSK, v_BGSK = self.k[self.layer, :B, :, : self.end_slot], self.v[self.layer, :B, :, : self.end_slot]
         G = k_BGSK.shape[1]
         q_BGRK = q_BTHK.view(B, T, G, H // G, K).permute(0, 2, 1, 3, 4).reshape(B, G, T * (H // G), K)
         if T > 1 and self.mask_BTS.shape[1] == T:  # once a pass; one token a row needs no more than one line of it
@@ -431,13 +439,11 @@ class KVCache:
         self.lengths_B[: self.live] += lengths
         self.longest, self.is_empty = self.end_slot, False
 
-    def copy_rows(self, source, source_rows, target_rows):
-        """Rows of another cache (or of this one) into rows of this one."""
-        slots = min(source.longest, self.slots)
-        self.k[:, target_rows, :, :slots] = source.k[:, source_rows, :, :slots]
-        self.v[:, target_rows, :, :slots] = source.v[:, source_rows, :, :slots]
-        self.lengths_B[target_rows] = source.lengths_B[source_rows]
-        self.longest, self.is_empty = max(self.longest, source.longest), False
+    def copy_rows(self, source, rows):
+        """Fills this cache with rows of another one, each as often as it is named."""
+        slots = source.longest
+        self.k[:, :, :, :slots], self.v[:, :, :, :slots] = source.k[:, rows, :, :slots], source.v[:, rows, :, :slots]
+        self.lengths_B, self.longest, self.is_empty = source.lengths_B[rows], slots, False
 
 
 def masked_logits(mask_B1S, q_BQK, k_BSK):
@@ -445,8 +451,17 @@ def masked_logits(mask_B1S, q_BQK, k_BSK):
     The CUDA line is untested."""
     kT_BKS, scale = k_BSK.transpose(1, 2), k_BSK.shape[-1] ** -0.5
     if q_BQK.is_cuda and q_BQK.dtype != torch.float32:
-        return torch.bmm(q_BQK, kT_BKS, out_dtype=torch.float32) * scale + mask_B1S
+        return torch.add(mask_B1S, torch.bmm(q_BQK, kT_BKS, out_dtype=torch.float32), alpha=scale)
     return torch.baddbmm(mask_B1S, q_BQK.float(), kT_BKS.float(), alpha=scale)
+
+
+def attend_part(mask_B1S, q_BQK, k_BSK, v_BSK):
+    """Attention over a part of the keys -> result [B, Q, K] and logarithm of the sum of its weights [B, Q, 1]."""
+    logits_BQS = masked_logits(mask_B1S, q_BQK, k_BSK)
+    top_BQ1 = logits_BQS.amax(-1, keepdim=True)
+    weight_BQS = (logits_BQS - top_BQ1).exp_()
+    sum_BQ1 = weight_BQS.sum(-1, keepdim=True)
+    return torch.bmm(weight_BQS.to(v_BSK.dtype), v_BSK) / sum_BQ1.to(v_BSK.dtype), top_BQ1 + sum_BQ1.log()
 
 
 class GroupCache:
@@ -457,7 +472,8 @@ class GroupCache:
 
     Prompts are in slots without holes: prompt_k, prompt_v [layers, slots, G, S, K]. Rows are without holes too: own_k,
     own_v [layers, rows, G, N, K], N being the longest answer. All rows write to the same place of N, the next one in
-    turn, so a row's own tokens begin anywhere, and own_mask_RN says where they are.
+    turn, so a row's own tokens begin anywhere, and own_mask_RN says where they are. A row attends to its prompt and to
+    its own tokens apart, and the two results are averaged by the sums of their weights.
     """
 
     is_empty = False
@@ -469,8 +485,8 @@ class GroupCache:
         self.own_k, self.own_v = (torch.zeros(L, rows, G, new, K, **kind) for _ in range(2))
         self.own_mask_RN = torch.zeros(rows, new, device=device)
         self.position_R1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self.prompts, self.slot_of = [], []  # (name, length) in each slot; slot of each row
-        self.step = 0  # passes so far
+        self.prompts, self.slot_of, self.began = [], [], []  # (name, length) in each slot; slot and first step of rows
+        self.step, self.arranged = 0, False  # passes so far
 
     def add_row(self, prefix, b, prompt, length):
         """A new last row behind the prompt that is row b of a KVCache."""
@@ -481,6 +497,7 @@ class GroupCache:
         r = len(self.slot_of)
         self.own_mask_RN[r], self.position_R1[r] = -math.inf, length
         self.slot_of.append(self.prompts.index((prompt, length)))
+        self.began.append(self.step)
         self.arranged = False
 
     def remove_row(self, r):
@@ -490,8 +507,9 @@ class GroupCache:
             for tensor in (self.own_k.transpose(0, 1), self.own_v.transpose(0, 1)):
                 tensor[r] = tensor[last]
             self.own_mask_RN[r], self.position_R1[r] = self.own_mask_RN[last], self.position_R1[last]
-            self.slot_of[r] = self.slot_of[last]
+            self.slot_of[r], self.began[r] = self.slot_of[last], self.began[last]
         self.slot_of.pop()
+        self.began.pop()
         if slot not in self.slot_of:
             last = len(self.prompts) - 1
             self.prompt_k[:, slot], self.prompt_v[:, slot] = self.prompt_k[:, last], self.prompt_v[:, last]
@@ -504,6 +522,7 @@ class GroupCache:
         """Rows came or went: a table with a line for each prompt and a cell for each of its rows. to_prompts has, for
         prompt, kv head and cell in turn, the number of the row's kv head (of an empty cell any: nobody reads it);
         to_rows is the way back. The views of K and V that all steps use are made here, too."""
+        self.close_up()
         device, R, P, G = self.own_k.device, len(self.slot_of), len(self.prompts), self.own_k.shape[2]
         lines = [[r for r, s in enumerate(self.slot_of) if s == slot] for slot in range(P)]
         C = max(map(len, lines))
@@ -521,6 +540,18 @@ class GroupCache:
         self.own_ks, self.own_vs = (x[rows].flatten(1, 2).unbind() for x in (self.own_k, self.own_v))
         self.arranged = True
 
+    def close_up(self):
+        """Where most of the places that are read hold tokens of rows that have gone, the others go to the front."""
+        N, age = self.own_k.shape[3], self.step - min(self.began)
+        if 2 * age >= min(self.step, N):
+            return
+        place_A = torch.arange(self.step - age, self.step, device=self.own_k.device) % N
+        for x in (self.own_k, self.own_v):
+            for layer in x:  # one at a time, so that the copy is small
+                layer[:, :, :age] = layer[:, :, place_A]
+        self.own_mask_RN[:, :age], self.own_mask_RN[:, age:] = self.own_mask_RN[:, place_A], -math.inf
+        self.began, self.step = [step - (self.step - age) for step in self.began], age
+
     def begin(self, offset_11, live):
         if not self.arranged:
             self.arrange()
@@ -530,45 +561,82 @@ class GroupCache:
         self.mask_R1N = self.own_mask_RN[:live, : self.width].repeat_interleave(G, 0)[:, None]  # a line a kv head
         return self.position_R1[:live]
 
-    def write(self, layer, k_R1GK, v_R1GK):
-        self.own_k[layer, : self.live, :, self.place] = k_R1GK[:, 0]
-        self.own_v[layer, : self.live, :, self.place] = v_R1GK[:, 0]
+    def at(self, layer):
+        self.layer = layer
+        return self
 
-    def attend(self, layer, q_R1HK):
+    def write(self, k_R1GK, v_R1GK):
+        self.own_k[self.layer, : self.live, :, self.place] = k_R1GK[:, 0]
+        self.own_v[self.layer, : self.live, :, self.place] = v_R1GK[:, 0]
+
+    def attend(self, q_R1HK):
         """Below R counts kv heads of rows, P those of prompts, C the queries of a prompt's kv head, M of a row's."""
-        k_RNK, v_RNK = self.own_ks[layer][:, : self.width], self.own_vs[layer][:, : self.width]
-        k_PSK, v_PSK = self.prompt_ks[layer], self.prompt_vs[layer]
-        (R, N, K), (P, S, _) = k_RNK.shape, k_PSK.shape
-        q_RMK = q_R1HK.reshape(R, -1, K)
-        prompt_PCS = masked_logits(self.prompt_mask_P1S, q_RMK.index_select(0, self.to_prompts).view(P, -1, K), k_PSK)
-        own_RMN = masked_logits(self.mask_R1N, q_RMK, k_RNK)
-        own_PCN = own_RMN.index_select(0, self.to_prompts).view(P, -1, N)
-        weight_PCS = torch.cat([prompt_PCS, own_PCN], dim=-1).softmax(-1).to(v_PSK.dtype)
-        y_RMK = torch.bmm(weight_PCS[:, :, :S], v_PSK).view(-1, *q_RMK.shape[1:]).index_select(0, self.to_rows)
-        own_RMN = weight_PCS[:, :, S:].reshape(-1, *own_RMN.shape[1:]).index_select(0, self.to_rows)
-        return torch.baddbmm(y_RMK, own_RMN, v_RNK).view(q_R1HK.shape)
+        k_RNK, v_RNK = self.own_ks[self.layer][:, : self.width], self.own_vs[self.layer][:, : self.width]
+        k_PSK, v_PSK = self.prompt_ks[self.layer], self.prompt_vs[self.layer]
+        (P, _, K), q_RMK = k_PSK.shape, q_R1HK.reshape(len(k_RNK), -1, q_R1HK.shape[-1])
+        own_RMK, own_sum_RM1 = attend_part(self.mask_R1N, q_RMK, k_RNK, v_RNK)
+        q_PCK = q_RMK.index_select(0, self.to_prompts).view(P, -1, K)
+        prompt = attend_part(self.prompt_mask_P1S, q_PCK, k_PSK, v_PSK)
+        prompt_RMK, prompt_sum_RM1 = (
+            x.view(-1, q_RMK.shape[1], x.shape[-1]).index_select(0, self.to_rows) for x in prompt
+        )
+        share_RM1 = (prompt_sum_RM1 - own_sum_RM1).sigmoid()
+        return torch.lerp(own_RMK.float(), prompt_RMK.float(), share_RM1).to(q_R1HK.dtype).view(q_R1HK.shape)
 
     def end(self, lengths):
         self.position_R1[: self.live] += 1
         self.step += 1
 
 
-class PromptKeys:
-    """Keeps the keys and values of G prompts, with their gradients, for SharedPrompts."""
+class LayerKeys:
+    """Keeps the keys and values of G prompts in one layer."""
 
     is_empty = True  # prompts attend to themselves only
 
+    def write(self, k_GPGK, v_GPGK):
+        self.k, self.v = k_GPGK, v_GPGK
+
+
+class PromptKeys:
+    """Keeps the keys and values of G prompts, with their gradients, for SharedPrompts."""
+
     def __init__(self):
-        self.layers = {}
+        self.layers = []
 
-    def begin(self, offset_1T, live):
-        return offset_1T
+    def begin(self, offset_1P, live):
+        return offset_1P
 
-    def write(self, layer, k_BTGK, v_BTGK):
-        self.layers[layer] = k_BTGK, v_BTGK
+    def at(self, layer):
+        self.layers.append(LayerKeys())
+        return self.layers[layer]
 
     def end(self, lengths):
         pass
+
+
+class LayerOnPrompts:
+    """One layer of SharedPrompts."""
+
+    is_empty = False
+
+    def __init__(self, prompts, group_B, mask_B1TS):
+        self.prompts, self.group_B, self.mask_B1TS = prompts, group_B, mask_B1TS
+
+    def write(self, k_BTGK, v_BTGK):
+        self.k, self.v = k_BTGK, v_BTGK
+
+    def attend(self, q_BTHK):
+        k_BGSK, v_BGSK = (
+            torch.cat([prompts[self.group_B], answers], dim=1).transpose(1, 2)
+            for prompts, answers in ((self.prompts.k, self.k), (self.prompts.v, self.v))
+        )
+        if q_BTHK.is_cuda:  # before Hopper no fused kernel takes a mask and fewer kv heads (untested)
+            repeats = q_BTHK.shape[2] // k_BGSK.shape[1]
+            k_BGSK, v_BGSK = k_BGSK.repeat_interleave(repeats, 1), v_BGSK.repeat_interleave(repeats, 1)
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BTHK.transpose(1, 2), k_BGSK, v_BGSK, attn_mask=self.mask_B1TS, enable_gqa=not q_BTHK.is_cuda
+        )
+        return y_BHTK.transpose(1, 2)
 
 
 class SharedPrompts:
@@ -576,30 +644,18 @@ class SharedPrompts:
     `group_B[b]` and to itself. The saving: a prompt is computed once, forward and backward, instead of once an answer.
     """
 
-    is_empty = False
-
     def __init__(self, prompt_keys, group_B, prompt_lengths_G):
         self.layers, self.group_B, self.start_B1 = prompt_keys.layers, group_B, prompt_lengths_G[group_B][:, None]
 
     def begin(self, offset_1T, live):
-        slot_P = torch.arange(self.layers[0][0].shape[1], device=offset_1T.device)
+        slot_P = torch.arange(self.layers[0].k.shape[1], device=offset_1T.device)
         prompt_BTP = (slot_P < self.start_B1)[:, None].expand(-1, offset_1T.shape[1], -1)
         own_BTT = (offset_1T <= offset_1T.T).expand(live, -1, -1)
         self.mask_B1TS = torch.cat([prompt_BTP, own_BTT], dim=2)[:, None]
         return self.start_B1 + offset_1T
 
-    def write(self, layer, k_BTGK, v_BTGK):
-        self.answers = k_BTGK, v_BTGK
-
-    def attend(self, layer, q_BTHK):
-        k_BGSK, v_BGSK = (
-            torch.cat([prompts[self.group_B], answers], dim=1).transpose(1, 2)
-            for prompts, answers in zip(self.layers[layer], self.answers, strict=True)
-        )
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BTHK.transpose(1, 2), k_BGSK, v_BGSK, attn_mask=self.mask_B1TS, enable_gqa=True
-        )
-        return y_BHTK.transpose(1, 2)
+    def at(self, layer):
+        return LayerOnPrompts(self.layers[layer], self.group_B, self.mask_B1TS)
 
     def end(self, lengths):
         pass
@@ -634,11 +690,6 @@ class Completion(NamedTuple):
     support: list | None
 
 
-def sampling_logprobs(logits_BV, temperature=1.0, top_p=1.0, top_k=0):
-    """Logits -> log-probabilities of the distribution that is sampled from."""
-    return allowed_logits(logits_BV, temperature, top_p, top_k).log_softmax(-1)
-
-
 def allowed_logits(logits_BV, temperature=1.0, top_p=1.0, top_k=0):
     """Logits after temperature, then top-k, then top-p (Hugging Face's order and tie rules), -inf where not allowed.
 
@@ -652,7 +703,7 @@ def allowed_logits(logits_BV, temperature=1.0, top_p=1.0, top_k=0):
         ascending_BV, order_BV = logits_BV.sort(dim=-1)
         drop_BV = ascending_BV.softmax(-1).cumsum(-1) <= 1 - top_p
         drop_BV[:, -1] = False
-        logits_BV = logits_BV.masked_fill(drop_BV.gather(-1, order_BV.argsort(-1)), -math.inf)
+        logits_BV = logits_BV.masked_fill(drop_BV.scatter(-1, order_BV, drop_BV), -math.inf)
     return logits_BV
 
 
@@ -744,16 +795,19 @@ def generate(
     return batch.run(progress)
 
 
-def rows_that_fit(config, slots, weight, wanted):
-    """How many of the wanted rows of a cache with `slots` tokens a row fit beside the weights (of which `weight` is
-    one): on a GPU those that fill 70% of the memory that is free, with their logits; on a CPU all."""
+def rows_that_fit(config, prompts, longest_prompt, new, weight, wanted):
+    """How many of the wanted rows of a GroupCache fit beside the weights (of which `weight` is one): on a GPU those
+    that fill 70% of the memory that is free, with their logits; on a CPU all."""
     if not weight.is_cuda:
         return wanted
-    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * slots * weight.element_size()
-    row += 24 * config.vocab_size  # logits, probabilities and their sums
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * weight.element_size()
+
+    def size(rows):  # 24: logits, probabilities and their sums
+        return token * (min(rows, prompts) * longest_prompt + rows * new) + 24 * config.vocab_size * rows
+
     unused = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
     free = torch.cuda.mem_get_info(weight.device)[0] + unused
-    return max(1, min(wanted, int(0.7 * free / row)))
+    return max((rows for rows in range(1, wanted + 1) if size(rows) <= 0.7 * free), default=1)
 
 
 class DecodingBatch:
@@ -764,10 +818,10 @@ class DecodingBatch:
         self.model, self.prompts, self.n, self.sampling = model, prompts, n, sampling
         self.prefill_tokens = prefill_tokens
         self.stop_ids, self.seed, self.keys, self.max_new_tokens = stop_ids, seed, keys, max_new_tokens
-        weight, slots = model.model.norm.weight, max(map(len, prompts)) + max_new_tokens
-        self.max_rows = rows_that_fit(model.config, slots, weight, min(max_rows, n * len(prompts)))
-        held = min(self.max_rows, len(prompts)), max(map(len, prompts)), max_new_tokens
-        self.cache = GroupCache(model.config, self.max_rows, *held, weight.dtype, weight.device)
+        weight, sizes = model.model.norm.weight, (max(map(len, prompts)), max_new_tokens)
+        self.max_rows = rows_that_fit(model.config, len(prompts), *sizes, weight, min(max_rows, n * len(prompts)))
+        held = min(self.max_rows, len(prompts))
+        self.cache = GroupCache(model.config, self.max_rows, held, *sizes, weight.dtype, weight.device)
         self.hidden_RD = weight.new_zeros(self.max_rows, model.config.hidden_size)
         self.u_RT = torch.zeros(self.max_rows, max_new_tokens, dtype=torch.float64, device=weight.device)
         self.waiting = deque(
@@ -819,12 +873,12 @@ class DecodingBatch:
         R, (temperature, top_p, top_k) = len(self.rows), self.sampling
         logits_RV = self.model.logits(self.hidden_RD[:R])[:, : self.model.num_tokens]
         logits_RV = allowed_logits(logits_RV, temperature or 1.0, top_p, top_k)
-        step_R = torch.tensor([len(row.ids) for row in self.rows], device=logits_RV.device)
+        step_R = torch.tensor([len(row.ids) for row in self.rows]).to(logits_RV.device, non_blocking=True)
         u_R = self.u_RT[:R].gather(1, step_R[:, None])[:, 0] if temperature > 0 else None
         self.token_R, chosen_R = draw(logits_RV, u_R)
         if top_p < 1.0 or top_k > 0:
             allowed_RV = logits_RV.isfinite()
-            allowed = allowed_RV.nonzero()[:, 1].split(allowed_RV.sum(-1).tolist())
+            allowed = allowed_RV.nonzero()[:, 1].cpu().split(allowed_RV.sum(-1).tolist())
             for row, ids in zip(self.rows, allowed, strict=True):
                 row.support.append(ids.tolist())
         finished = []
@@ -893,14 +947,19 @@ def group_logprobs(model, prompt, answers, temperature=1.0, chunk=1024, support=
 def chunked_logprobs(model, hidden_BTD, target_BT, mask_BT, temperature, chunk, support):
     """Log-probability of each target and entropy where the mask is set, 0 elsewhere; see token_logprobs."""
     hidden_ND, target_N = hidden_BTD[mask_BT], target_BT[mask_BT]
-    allowed = [ids for row in support for ids in row] if support else None
+    if support:
+        allowed = [ids for row in support for ids in row]
+        ends = [0, *itertools.accumulate(map(len, allowed))]  # in the two lists that follow, all tokens in a row
+        id_M = torch.tensor([i for ids in allowed for i in ids], device=target_N.device)
+        token_M = torch.tensor([n for n, ids in enumerate(allowed) for _ in ids], device=target_N.device)
+        assert len(allowed) == len(target_N), (len(allowed), len(target_N))
 
     def one_chunk(logits, hidden_CD, target_C, start):
         logits_CV = logits(hidden_CD)[:, : model.num_tokens] / temperature
-        if allowed:
+        if support:
+            part = slice(ends[start], ends[start + len(target_C)])
             keep_CV = torch.zeros_like(logits_CV, dtype=torch.bool)
-            for row, ids in zip(keep_CV, allowed[start : start + len(target_C)], strict=True):
-                row[ids] = True
+            keep_CV[token_M[part] - start, id_M[part]] = True
             logits_CV = logits_CV.masked_fill(~keep_CV, -math.inf)
         logp_CV = logits_CV.log_softmax(-1)
         with torch.no_grad():
@@ -1112,7 +1171,7 @@ def score_batch(model, groups, batch, token_budget, scores):
     for part in (rows[at : at + size] for at in range(0, len(rows), size)):
         ids_BT, lengths_B = pad_rows([ids for _, _, ids in part], prefix.k.device)
         cache = KVCache(model.config, len(part), prefix.longest + ids_BT.shape[1], prefix.k.dtype, prefix.k.device)
-        cache.copy_rows(prefix, [i for i, _, _ in part], slice(None))
+        cache.copy_rows(prefix, [i for i, _, _ in part])
         score_B = model.score(model(ids_BT, lengths_B, cache), lengths_B)
         for (i, r, _), score in zip(part, score_B.tolist(), strict=True):
             scores[batch[i]][r] = score
@@ -1389,8 +1448,9 @@ def phase(name, minutes=None):
 
 def shard(model, device=None):
     """Cuts a model over all ranks, in place: each block is a unit whose weights are gathered while it computes and
-    dropped again; an untied embedding and head are units of their own, the rest goes with the root. The shards are fp32
-    and compute in compute_dtype(), the score head in fp32 always. Without a process group (one CPU) nothing happens.
+    dropped again; an untied embedding and head are units of their own, the rest goes with the root. The shards have the
+    model's dtype (fp32 in training) and compute in compute_dtype(), the score head in fp32 always. Without a process
+    group (one CPU) nothing happens.
 
     After backward() gradients are means over the ranks: a loss that is a sum over them is multiplied by their number.
     Every rank must run the same number of forward and backward passes.
@@ -1446,7 +1506,7 @@ def whole(p, keep=True):
 def gathered(model, dtype=None):
     """A plain copy of a model with its present weights, in `dtype` (default: compute_dtype; the score head in fp32), so
     that decoding, which takes another number of steps on every rank, needs no communication. All ranks call it. The
-    model itself where there is nothing to gather or to cast."""
+    model itself where there is nothing to gather or to cast and nothing is compiled."""
     parameters, weight = parameters_at_rest(model), model.model.norm.weight
     dtype = dtype or compute_dtype(weight.device)
     if dtype == weight.dtype and not isinstance(weight, DTensor) and not model.compiled:

@@ -100,7 +100,8 @@ def test_scores_and_pairwise_gradients(rm):
 def test_sampling_distributions():
     data = load_file(GOLDEN / "sampling.safetensors")
     for i, case in enumerate(json.loads((GOLDEN / "sampling.json").read_text())):
-        logp = cs.sampling_logprobs(data["logits"], case["temperature"], case["top_p"], case["top_k"])
+        logits = cs.allowed_logits(data["logits"], case["temperature"], case["top_p"], case["top_k"])
+        logp = logits.log_softmax(-1)
         assert torch.allclose(logp.exp(), data[f"probs.{i}"], atol=1e-6), case
 
 
@@ -176,6 +177,23 @@ def test_rows_that_share_their_prompt_equal_rows_of_their_own(lm):
     step([5, 6, 7, 8])
     remove(0)  # it has its 4 tokens; the next ones of the others go to the first place again
     step([3, 4, 5])
+
+
+@torch.no_grad()
+def test_places_of_rows_that_have_gone_are_closed_up(lm):
+    cache, tokens = cs.GroupCache(lm.config, 2, 1, 3, 32, torch.float32, "cpu"), [5, 6, 7]
+    prefix, _ = cs.prefill(lm, [tokens])
+    cache.add_row(prefix, 0, 0, 3)
+    for token in range(18):
+        lm(torch.tensor([[token]]), cache=cache)
+    cache.add_row(prefix, 0, 0, 3)
+    for token in range(30):
+        if token == 5:
+            cache.remove_row(0)
+        ids = [[token]] if token >= 5 else [[9], [token]]
+        hidden, tokens = lm(torch.tensor(ids), cache=cache)[-1, 0], [*tokens, token]
+        assert close(hidden, lm(torch.tensor([tokens]))[0, -1])
+        assert cache.width == (19 + token if token < 5 else token + 1)
 
 
 def test_decoding_in_bf16_keeps_logits_in_fp32():
@@ -261,9 +279,12 @@ def test_rows_are_as_many_as_the_memory_allows(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * gib)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (39 * gib, 80 * gib))
     # 144 KiB a token: 2048 tokens take 0.28 GiB and the logits 3.5 MiB, so that 28 of 40 free GiB hold 98 rows.
-    assert cs.rows_that_fit(config, 2048, weight, 256) == 98
-    assert cs.rows_that_fit(config, 2048, weight, 64) == 64 and cs.rows_that_fit(config, 10**7, weight, 64) == 1
-    assert cs.rows_that_fit(config, 2048, torch.zeros(1), 256) == 256
+    assert cs.rows_that_fit(config, 256, 1024, 1024, weight, 256) == 98  # each row with a prompt of its own
+    assert cs.rows_that_fit(config, 256, 1024, 1024, weight, 64) == 64
+    assert cs.rows_that_fit(config, 256, 10**7, 1024, weight, 64) == 1
+    # 16 prompts take 16 * 1024 * 144 KiB = 2.25 GiB, and 25.75 GiB hold 178 rows of 1024 tokens and 3.5 MiB.
+    assert cs.rows_that_fit(config, 16, 1024, 1024, weight, 256) == 178
+    assert cs.rows_that_fit(config, 256, 1024, 1024, torch.zeros(1), 256) == 256
 
 
 def test_sampling_follows_the_distribution():

@@ -107,7 +107,7 @@ class Args:
     mask_truncated: bool = False  # answers cut at --max-new-tokens count in their group's mean but are not trained on
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     checkpointing: bool = False  # less memory, a third more time: recompute activations in the backward pass
-    compile: bool = False  # torch.compile the training passes: a minute to start, then 1.1 times as fast on a CPU
+    compile: bool = False  # torch.compile of the training passes: a minute to start, then a little faster
     # evaluation
     audit_every: int = 1  # execute the training rollouts every so many steps, where the reward does not need it
     eval_every: int = 10  # steps between audits on a fixed part of the evaluation problems

@@ -115,7 +115,7 @@ class Args(PairRules):
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     checkpointing: bool = False  # less memory, a third more time: recompute activations in the backward pass
-    compile: bool = False  # torch.compile the training passes: a minute to start, then 1.1 times as fast on a CPU
+    compile: bool = False  # torch.compile of the training passes: a minute to start, then a little faster
     optimizer_offload: bool = False  # keep AdamW's moments on the host except while they are updated
     save_every: int = 1  # steps between checkpoints
     seed: int = 0  # seed of sampling, split and order

@@ -1,5 +1,6 @@
 """codescaler.py against Hugging Face's numbers, and what must not change them.    pytest tests/test_model.py"""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -202,6 +203,27 @@ def test_decoding_in_bf16_keeps_logits_in_fp32():
     for queries, keys in ((q, k), (q16, k16)):
         wanted = queries.float() @ keys.float().transpose(1, 2) / 8 + mask
         assert close(cs.masked_logits(mask, queries, keys), wanted)
+
+
+def test_blocks_compile_to_as_many_graphs_at_any_depth(lm, monkeypatch):
+    graphs, compile_module = [], torch.nn.Module.compile
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(cs.Block, "compile", lambda block, **how: compile_module(block, backend=count, **how))
+    found = []
+    for layers in (2, 12):
+        torch.compiler.reset()
+        graphs.clear()
+        model = cs.Qwen3(dataclasses.replace(lm.config, num_hidden_layers=layers))
+        cs.init_weights(model)
+        cs.compile_blocks(model)
+        for answers in ([[7, 8, 9, 10], [3, 2]], [[4] * 5, [4, 4], [6] * 9], [[4] * 7] * 5):
+            cs.group_logprobs(model, [5, 6, 7] * len(answers), answers)[0].sum().backward()
+        found.append(len(graphs))
+    assert found[0] == found[1] <= 6, found
 
 
 @pytest.mark.slow

@@ -278,7 +278,8 @@ def store_file(path):
 
 
 def read_store(path):
-    """(header, {problem id: its rows}) of a store; UserError where it is none. A line cut short is left out."""
+    """(header, {problem id: its rows}) of a store; UserError where it is none. A problem whose rows are not all there,
+    the last one of a run that was killed, is left out."""
     file = store_file(path)
     if not file.is_file():
         raise UserError(f"no store at {path!r} (--store): `python bench.py sample --out {path}` makes one")
@@ -291,21 +292,20 @@ def read_store(path):
     groups = {}
     for row in rows:
         groups.setdefault(row["problem"], []).append(row)
-    return header, groups
+    return header, {problem: found for problem, found in groups.items() if found[0]["rows"] == len(found)}
 
 
 def open_store(file, header, resume):
     """The ids of the problems that are done; the file is left with the header and their rows only."""
-    groups = {}
+    done = {}
     if resume and file.exists() and file.stat().st_size:
-        old, groups = read_store(file)
+        old, done = read_store(file)
         for name in [*header, *old]:
             if old.get(name) != header.get(name):
                 raise UserError(
                     f"{file}: its header has {name} {old.get(name)!r}, now it is {header.get(name)!r}: give the old "
                     "value or another --out, or start over with --no-resume"
                 )
-    done = {problem: rows for problem, rows in groups.items() if rows[0]["rows"] == len(rows)}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, "".join(json.dumps(r) + "\n" for r in [header, *itertools.chain(*done.values())]))
     return set(done)
@@ -415,7 +415,7 @@ def judge_samples(problem, rows, reward_model, sandbox, timed, args):
     """Extracts, scores and executes one problem's rows and completes them in place."""
     found = [extract_code(row["completion"], args.extract) for row in rows]
     codes = [e.code for e in found]
-    valid = [code for code in codes if code is not None]
+    valid = list(dict.fromkeys(code for code in codes if code is not None))  # scored and timed once each
     scores, score_s = {}, None
     if reward_model and valid:
         begin = time.perf_counter()
@@ -515,6 +515,15 @@ def graded_groups(groups):
     return kept
 
 
+def of_one_size(groups):
+    """The problems with as many graded samples as any has: selectors are compared at one n."""
+    n = max(map(len, groups.values()))
+    kept = {problem: rows for problem, rows in groups.items() if len(rows) == n}
+    if len(kept) < len(groups):
+        log(f"{len(groups) - len(kept)} of {len(groups)} problems have fewer than {n} graded samples and are left out")
+    return kept
+
+
 def parts_of(groups):
     """{part of the data: its groups}, and "all" where there are several."""
     parts = {}
@@ -569,9 +578,9 @@ class BonArgs(StoreArgs):
     verify: int = 2  # programs that "reward model, then verify" executes, best score first
 
 
-def selector_values(rows, k, args):
+def selector_values(rows, k, args, scored):
     """One problem's rows -> {selector: P(what it chooses of k samples passes)}, all of them unbiased. A sample without
-    a program is chosen only when there is nothing else."""
+    a program is chosen only when there is nothing else. `scored`: whether the store has scores."""
     passed = [row["verdict"] == "pass" for row in rows]
 
     def scores(of):
@@ -586,7 +595,7 @@ def selector_values(rows, k, args):
             scores(lambda r: r["verdicts"][: args.tests].count("pass")), passed, k
         ),
     }  # fmt: skip
-    if any(row["score"] is not None for row in rows):
+    if scored:
         by_score = scores(lambda r: r["score"])
         values["reward model"] = best_of_k(by_score, passed, k)
         values[f"reward model, verify {args.verify}"] = best_of_k(by_score, passed, k, args.verify)
@@ -605,20 +614,18 @@ def selector_seconds(name, k, phases, args):
 
 
 def best_of_n(groups, args):
-    """{k: {selector: [a value a problem]}} for every k up to the smallest number of samples."""
-    smallest = min(map(len, groups.values()))
-    table = {}
-    for k in range(1, smallest + 1):
-        values = [selector_values(rows, k, args) for rows in groups.values()]
-        names = [name for name in values[0] if all(name in v for v in values)]
-        table[k] = {name: [v[name] for v in values] for name in names}
+    """Groups of one size -> {k: {selector: [a value a problem]}} for every k up to it."""
+    table, scored = {}, any(row["score"] is not None for rows in groups.values() for row in rows)
+    for k in range(1, min(map(len, groups.values())) + 1):
+        values = [selector_values(rows, k, args, scored) for rows in groups.values()]
+        table[k] = {name: [v[name] for v in values] for name in values[0]}
     return table
 
 
 def bench_bon(argv):
     args = parse_args(BonArgs, argv)
     header, groups = read_store(args.store)
-    groups = graded_groups(groups)
+    groups = of_one_size(graded_groups(groups))
     log(describe(header))
     rows, flat = [], list(itertools.chain(*groups.values()))
     phases = mean_phases(flat)
@@ -1003,7 +1010,7 @@ def rl_claims(root, seeds):
     for a, b in (("claim1-rm", "claim1-exec"), ("claim1-rm", "untrained"), ("claim1-exec", "untrained")):
         rows.append(difference_row(one, f"{a} - {b}", runs[a], runs[b]))
     rows += [arm_row(two, arm, runs[arm]) for arm in arms[2:]]
-    for b in ("claim2-exec-few", "claim2-rm-few", "untrained"):
+    for b in ("claim2-exec-few", "claim2-rm-few", "claim1-exec", "untrained"):
         rows.append(difference_row(two, f"claim2-rm-more - {b}", runs["claim2-rm-more"], runs[b]))
     return rows
 
@@ -1011,13 +1018,12 @@ def rl_claims(root, seeds):
 def bon_claim(root, seeds, args):
     """Claim 3: every selector at the largest n, its seconds a problem, and the reward model against the others."""
     claim, runs, phases = list(CLAIMS)[2], {}, []
-    for seed in seeds:
-        _, groups = read_store(root / f"store-{seed}")
-        groups = graded_groups(groups)
-        k = min(map(len, groups.values()))
-        values = [selector_values(rows, k, args) for rows in groups.values()]
+    stores = [of_one_size(graded_groups(read_store(root / f"store-{seed}")[1])) for seed in seeds]
+    shared = [problem for problem in stores[0] if all(problem in groups for groups in stores)]
+    for groups in stores:
+        values = [selector_values(groups[problem], len(groups[problem]), args, scored=True) for problem in shared]
         for name in values[0]:
-            runs.setdefault(name, []).append([v.get(name, 0.0) for v in values])
+            runs.setdefault(name, []).append([v[name] for v in values])
         phases.append(mean_phases(list(itertools.chain(*groups.values()))))
     costs = {key: mean([p[key] for p in phases if key in p]) for key in PHASES.values()}
     rows = []
@@ -1025,9 +1031,8 @@ def bon_claim(root, seeds, args):
         batched, apart = selector_seconds(name, args.n, costs, args)
         rows.append({**arm_row(claim, name, values), "seconds": batched, "seconds_apart": apart})
     tests = f"{args.tests} unit tests"
-    if "reward model" in runs:
-        rows += [difference_row(claim, f"reward model - {name}", runs["reward model"], runs[name])
-                 for name in ("random", "log-probability", tests)]  # fmt: skip
+    rows += [difference_row(claim, f"reward model - {name}", runs["reward model"], runs[name])
+             for name in ("random", "log-probability", tests)]  # fmt: skip
     rows.append({"claim": claim, "latency": "a score, in ms a program", "value": 1e3 * costs["score_s"]})
     for name, key in (("20 tests in one process / a score", "batched_s"), ("one process a test / a score", "split_s")):
         rows.append({"claim": claim, "latency": name, "value": costs[key] / costs["score_s"]})
@@ -1201,7 +1206,7 @@ def plot_reasons(axis, groups):
 
 def plot_store(plt, store, path):
     """Best of n by selector, accuracy against seconds, and the reliability diagram if there are scores."""
-    groups = graded_groups(read_store(store)[1])
+    groups = of_one_size(graded_groups(read_store(store)[1]))
     args, table = BonArgs(), best_of_n(groups, BonArgs())
     flat = [row for rows in groups.values() for row in rows]
     phases = mean_phases(flat)

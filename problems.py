@@ -71,6 +71,13 @@ def check_least(args, least, names):
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
 
 
+def check_choice(args, **allowed):
+    """Raises UserError if an argument is none of the words allowed for it."""
+    for name, words in allowed.items():
+        if getattr(args, name) not in words:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {', '.join(words)}")
+
+
 def run_cli(main):
     """Run `main()` as a program: a user's mistake is one line on stderr and exit code 2, SIGTERM acts like Ctrl-C."""
     from sandbox import SandboxError

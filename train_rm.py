@@ -56,6 +56,7 @@ from codescaler import (
     weight_files,
     write_atomic,
 )
+from extract import MODES
 from pairs import (
     MUTANT,
     NOT_GRADED,
@@ -74,7 +75,7 @@ from pairs import (
     split_pairs,
     write_jsonl,
 )
-from problems import UserError, check_least, load_problems, parse_args, run_cli
+from problems import UserError, check_choice, check_least, load_problems, parse_args, run_cli
 from sandbox import Sandbox
 
 COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,tokens,seconds".split(",")
@@ -554,6 +555,7 @@ def arguments():
     check_least(args, 1, "group batch save_every token_budget max_length max_new_tokens min_tests max_pairs max_uses "
                 "repeat steps limit")  # fmt: skip
     check_least(args, 0, "lr epochs weight_decay margin center mutants held_out temperature near_miss length_balance")
+    check_choice(args, extract=MODES)
     if args.held_out >= 1:
         raise UserError(f"--held-out {args.held_out}: expected a share below 1")
     return args

@@ -1319,11 +1319,12 @@ SETTINGS = """The paper's evaluation settings as commands (8B: a GPU with 40 GB 
 graded with all tests of the file in sandbox.py, a completion is read by --extract last (the released evaluation rule).
 
   model: Qwen/Qwen3-8B-Base, Qwen/Qwen3-8B or a run of grpo.py --preset paper-8b;  RM=LARK-Lab/CodeScaler-8B
-  CURE files (LiveBench, LiveCodeBench, CodeContests, CodeForces, MBPP), avg@8 as in the paper's tables:
-    for B in LiveBench LiveCodeBench CodeContests CodeForces MBPP; do
-      python bench.py sample --model Qwen/Qwen3-8B-Base --rm $RM --problems cure:$B.json --prompt-style lcb --n 8 \\
-        --temperature 0.6 --top-p 0.95 --top-k 20 --max-new-tokens 16384 --extract last --out out/$B
-      python bench.py pass --store out/$B                                  # avg@8, pass@k, 95% intervals over problems
+  the paper's four benchmarks, avg@8: CURE's files, and LiveCodeBench as DeepCoder's lcbv5 test (not CURE's file of that
+  name); CURE's MBPP was in the paper's first version:
+    for P in cure:LiveBench.json cure:CodeContests.json cure:CodeForces.json deepcoder:lcbv5_test.json; do
+      python bench.py sample --model Qwen/Qwen3-8B-Base --rm $RM --problems $P --prompt-style lcb --n 8 \\
+        --temperature 0.6 --top-p 0.95 --max-new-tokens 16384 --extract last --out out/$P
+      python bench.py pass --store out/$P                                  # avg@8, pass@k, 95% intervals over problems
     done
   best of 16, temperature 0.8 (CURE's protocol), against unit tests:
     python bench.py sample --model Qwen/Qwen3-8B --rm $RM --problems cure:CodeContests.json --prompt-style lcb --n 16 \\
@@ -1454,12 +1455,12 @@ def bench_memory(argv):
     rows = []
     for phase, items in budget.items():
         rows += [{"phase": phase, "item": name, "gib": size / 2**30} for name, size in items.items() if size]
-        rows.append({"phase": phase, "item": f"total of {args.gpu_gib} GiB", "gib": sum(items.values()) / 2**30})
+        rows.append({"phase": phase, "item": f"total (of {args.gpu_gib} GiB)", "gib": sum(items.values()) / 2**30})
     show_rows(rows, args)
     show_rows([{
         "model": args.model, "parameters": num_parameters(policy), "gpus": args.gpus,
         "kv_kib_token": kv_bytes(policy) / 1024, "row_gib": row / 2**30, "rollout_rows": fits,
-        "training_fits": max(sum(budget[p].values()) for p in ("training", "optimizer step")) / 2**30 <= args.gpu_gib,
+        "too_large": ", ".join(p for p in budget if sum(budget[p].values()) > args.gpu_gib * 2**30) or "nothing",
     }], args)  # fmt: skip
     if args.check:
         check_memory(budget, fits, args)

@@ -6,7 +6,7 @@
     python bench.py COMMAND --help
 
 sample fills a store of samples (JSON lines, the first one says how they were made); pass, bon, rm --store and plot read
-it. sandbox, memory, speed, plot, show and settings stand alone. Tables go to stdout, the rest to stderr.
+it; sandbox, memory, speed, show and settings do not. Tables go to stdout, the rest to stderr.
 """
 
 import contextlib

@@ -169,14 +169,15 @@ def load_problems(spec, limit=None, min_tests=0, seed=0, log=None, flag="--probl
     """`SPEC[,SPEC...]` -> list of Problem.
 
     A spec is `toy:train`, `toy:untested`, `toy:test`, a `.jsonl` file in our own schema, or `FORMAT:PATH` with a format
-    of `LOADERS`. `limit` keeps the first rows of each spec; `min_tests` drops problems that have tests, but fewer.
-    `log` (a function of one string, e.g. print) is told what was loaded and dropped. Raises UserError naming `flag`.
+    of `LOADERS`. `toy:untested+tests` has the tests that `toy:untested` lacks, for audits of what was trained on it.
+    `limit` keeps the first rows of each spec; `min_tests` drops problems that have tests, but fewer. `log` (a function
+    of one string, e.g. print) is told what was loaded and dropped. Raises UserError naming `flag`.
     """
     problems = []
     for part in spec.split(","):
         kind, _, path = part.partition(":")
-        if part in ("toy:train", "toy:untested", "toy:test"):
-            found = toy_problems(path, seed=seed, count=limit)
+        if part in ("toy:train", "toy:untested", "toy:untested+tests", "toy:test"):
+            found = toy_problems(path.removesuffix("+tests"), seed, limit, with_tests=path.endswith("+tests"))
         elif part.endswith((".jsonl", ".jsonl.gz")) and (not path or kind == "hub"):
             found = [own_problem(row, where) for row, where in read_rows(part, limit)]
         elif kind in LOADERS:
@@ -609,8 +610,9 @@ def toy_stream(split, seed=0, unseen=False):
             yield composition, describe(composition, rng, unseen), tests
 
 
-def toy_problems(split, seed=0, count=None):
-    """The problems of `train` (with tests), `untested` (without) or `test` (192 in distribution, then 64 unseen)."""
+def toy_problems(split, seed=0, count=None, with_tests=False):
+    """The problems of `train` (with tests), `untested` (without, unless `with_tests`) or `test` (192 in distribution,
+    then 64 unseen)."""
     parts = [("toy:" + split, False, SIZES[split])] + (
         [("toy:unseen", True, SIZES["unseen"])] if split == "test" else []
     )
@@ -620,7 +622,8 @@ def toy_problems(split, seed=0, count=None):
         for composition, statement, tests in toy_stream(split, seed, unseen):
             if statement not in seen:
                 seen.add(statement)
-                solved = {} if split == "untested" else {"tests": tests, "solution": composition.program()}
+                hidden = split == "untested" and not with_tests
+                solved = {} if hidden else {"tests": tests, "solution": composition.program()}
                 problems.append(Problem(f"{source}/{len(problems) - before}", statement, source=source, **solved))
             if len(problems) - before == size:
                 break

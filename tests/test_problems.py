@@ -74,6 +74,9 @@ def test_reference_solutions_pass_in_the_sandbox(splits):
 
 def test_toy_problems_are_deterministic(splits):
     assert problems.toy_problems("test") == splits["test"]
+    audited = problems.load_problems("toy:untested+tests", limit=20)
+    assert [p.prompt for p in audited] == [p.prompt for p in problems.load_problems("toy:untested", limit=20)]
+    assert all(p.tests and p.solution for p in audited) and not any(p.tests for p in splits["untested"])
 
 
 def test_limit_keeps_both_parts_of_the_test_split():

@@ -205,6 +205,7 @@ def test_decoding_in_bf16_keeps_logits_in_fp32():
         assert close(cs.masked_logits(mask, queries, keys), wanted)
 
 
+@pytest.mark.slow
 def test_blocks_compile_to_as_many_graphs_at_any_depth(lm, monkeypatch):
     graphs, compile_module = [], torch.nn.Module.compile
 

@@ -26,7 +26,7 @@ VARIANTS = {
     "python grpo.py --reward exec --policy Qwen": (None, "network"),
     "torchrun train_rm.py": (RM, "slow"),
     "torchrun grpo.py": (GRPO, "slow"),
-    "python train_rm.py --collect-only --candidates mutants": ("", ""),
+    "python train_rm.py --collect-only --candidates mutants": ("", "slow"),
     "python train_rm.py --init out/rm": (RM, "slow"),
     "python train_rm.py --pairs out": (RM, "slow"),
     "python train_rm.py --pairs codescalerpair": ("--batch 2 --steps 1 --out out/rm-4 --split pair", "slow"),

@@ -708,17 +708,33 @@ def vacuous(code):
     return ast.unparse(ast.fix_missing_locations(tree)) if functions else "print()"
 
 
+def headed(code, text, docstring):
+    """The program with a text at its head: a comment, or the docstring of its first function (else of the module)."""
+    if not docstring:
+        return f"# {text}\n{code}"
+    tree = ast.parse(code)
+    owner = next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)), tree)
+    owner.body.insert(0, ast.Expr(ast.Constant(text)))
+    return ast.unparse(tree)
+
+
 def adversarial(pair, other, seed=0):
-    """{"claim" | "vacuous" | "other problem": program}, wrong programs that look right: the rejected one with a comment
-    that claims success, the chosen one emptied, and `other`, the right program of another problem. The last two were
-    not executed: a problem may be solved by them by chance."""
+    """{kind: (right program, wrong program that looks right)}. The wrong one is the rejected one with a comment or a
+    docstring that claims success ("claim"; "claim over remark" where the right one has text too, which claims nothing:
+    a model that has seen no comments dislikes every one), the chosen one emptied ("vacuous"), or `other`, the right
+    program of another problem. The last two were not executed: a problem may be solved by them by chance. A text that
+    is no Python gets no docstring and is not emptied."""
     rng = random.Random(f"adversarial-{seed}-{pair.id}")
-    found = {"claim": f"# {rng.choice(CLAIMS)}\n{pair.rejected}", "other problem": other}
+    claim, remark, docstring = rng.choice(CLAIMS), rng.choice(REMARKS), rng.random() < 0.5
+    found = {"other problem": (pair.chosen, other)}
     try:
-        found["vacuous"] = vacuous(pair.chosen)
+        found["vacuous"] = pair.chosen, vacuous(pair.chosen)
+        wrong = headed(pair.rejected, claim, docstring)
+        found["claim"] = pair.chosen, wrong
+        found["claim over remark"] = headed(pair.chosen, remark, docstring), wrong
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         pass
-    return {name: code for name, code in found.items() if normalised(code) != normalised(pair.chosen)}
+    return {kind: both for kind, both in found.items() if normalised(both[1]) != normalised(pair.chosen)}
 
 
 def other_programs(pairs, seed=0):
@@ -730,7 +746,7 @@ def other_programs(pairs, seed=0):
     return found
 
 
-def augment(pairs, seed=0, rewritten=0.5, adversarial_share=0.25):
+def augment(pairs, seed=0, rewritten=0.5, adversarial_share=0.5):
     """Pairs to add to `pairs`: for a share `rewritten` of them one with both sides rewritten, and for a share
     `adversarial_share` one whose rejected program only looks right. Ours: CodeScalerPair as released has neither.
 
@@ -754,7 +770,8 @@ def augment(pairs, seed=0, rewritten=0.5, adversarial_share=0.25):
         if rng.random() < adversarial_share:
             found = adversarial(pair, other, seed)
             kind = rng.choice(sorted(found))
-            # A claim stands on right programs too, or its absence would tell them.
-            claim = found[kind].partition("\n")[0] + "\n" if kind == "claim" and rng.random() < 0.5 else ""
-            add(pair, kind.split()[0], claim + pair.chosen, found[kind])
+            right, wrong = found[kind]
+            if kind.startswith("claim") and rng.random() < 0.5:  # a claim alone must not tell the wrong program
+                right = headed(pair.chosen, rng.choice(CLAIMS), rng.random() < 0.5)
+            add(pair, kind.replace(" ", "-"), right, wrong)
     return added

@@ -427,9 +427,7 @@ def flip_report(held_out, path, device, seed):
     for i, (pair, other) in enumerate(zip(pairs, other_programs(pairs, seed), strict=True)):
         attacks += [(i, "rewrite: " + kind, code, pair.rejected) for kind, code in rewrites(pair.chosen, seed).items()]
         attacks += [(i, "rewrite: " + kind, pair.chosen, code) for kind, code in rewrites(pair.rejected, seed).items()]
-        attacks += [
-            (i, "adversarial: " + kind, pair.chosen, code) for kind, code in adversarial(pair, other, seed).items()
-        ]
+        attacks += [(i, "adversarial: " + kind, *both) for kind, both in adversarial(pair, other, seed).items()]
     model = RewardModel(path, device=device)
     codes = [(p.prompt, c) for p in pairs for c in (p.chosen, p.rejected)]
     codes += [(pairs[i].prompt, c) for i, _, *both in attacks for c in both]

@@ -207,9 +207,21 @@ def test_adversarial_programs_are_wrong(sandbox):
     jobs = []
     for problem, row, other in zip(problems, rows, others):
         found = pairs.adversarial(row, other)
-        assert set(found) >= {"claim", "vacuous"}
-        jobs += [(found[k], problem.tests) for k in ("claim", "vacuous")]
-    assert not any(r.passed for r in sandbox.map(jobs))
+        assert set(found) >= {"claim", "claim over remark", "vacuous"}
+        assert found["claim"][0] == row.chosen != found["claim over remark"][0]
+        jobs += [(code, problem.tests) for k in ("claim", "claim over remark", "vacuous") for code in found[k]]
+    assert [r.passed for r in sandbox.map(jobs)] == [True, False] * (len(jobs) // 2)
+
+
+def test_a_claim_is_a_comment_or_a_docstring():
+    code = "def f(x):\n    return x"
+    assert pairs.headed(code, "all right", False) == "# all right\n" + code
+    assert ast.get_docstring(ast.parse(pairs.headed(code, "all right", True)).body[0]) == "all right"
+    assert ast.get_docstring(ast.parse(pairs.headed("print(1)", "all right", True))) == "all right"
+    rows = [Pair("s", code, "def f(x):\n    return 0", f"p#{i}", "toy") for i in range(40)]
+    claims = [pairs.adversarial(row, "print()")["claim"][1] for row in rows]
+    assert {claim.startswith("# ") for claim in claims} == {True, False}
+    assert all(any(text in claim for text in pairs.CLAIMS) for claim in claims)
 
 
 def test_augmented_pairs_belong_to_their_problem():
@@ -217,14 +229,15 @@ def test_augmented_pairs_belong_to_their_problem():
     rows = [
         Pair(p.prompt, p.solution, "def solve(xs):\n    ys = xs\n    return ys", f"{p.id}#0", "toy") for p in problems
     ]
+    kinds = {"rewritten", "claim", "claim-over-remark", "vacuous", "other-problem"}
     added = pairs.augment(rows, seed=1, rewritten=1.0, adversarial_share=1.0)
     assert added == pairs.augment(rows, seed=1, rewritten=1.0, adversarial_share=1.0)
-    assert {p.source.partition("/")[2] for p in added} == {"rewritten", "claim", "vacuous", "other"}
+    assert {p.source.partition("/")[2] for p in added} == kinds
     assert {pairs.problem_of(p) for p in added} == {p.id for p in problems}
     assert len({p.id for p in added}) == len(added) == 80
-    claims = [p for p in added if p.source.endswith("claim")]
-    assert all(p.rejected.startswith("# ") for p in claims) and any(p.chosen.startswith("# ") for p in claims)
-    assert any(not p.chosen.startswith("# ") for p in claims)
+    right, wrong = zip(*((p.chosen, p.rejected) for p in added if "/claim" in p.source))
+    claiming = [[any(text in code for text in pairs.CLAIMS) for code in side] for side in (right, wrong)]
+    assert all(claiming[1]) and 0 < sum(claiming[0]) < len(right)
 
 
 def test_split_is_by_problem():

@@ -12,6 +12,7 @@ it; sandbox, memory, speed, show and settings do not. Tables go to stdout, the r
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -147,9 +148,10 @@ def best_of_k(scores, passed, k, verify=1):
     return 1.0 - missed / math.comb(n, k)
 
 
+@functools.cache  # best-of-n asks for every k
 def majority_at_k(answers, passed):
     """[P(k samples' most frequent answer passes) for k = 1 .. n], over all k-subsets; equal frequencies are drawn by
-    lot. `answers`: what a sample answers, None for no answer, which has no vote.
+    lot. `answers`: tuple of what a sample answers, None for no answer, which has no vote; `passed`: tuple of bool.
 
     For each size a of the largest cluster, G[x, t] counts the ways to draw x samples with t clusters of size a and no
     larger one, and H[x, t] the sum over these ways of the passing shares of those t clusters.
@@ -604,7 +606,7 @@ def selector_values(rows, k, args, scored):
     values = {
         "random": mean(passed),
         "log-probability": best_of_k(scores(lambda r: r["mean_logp"]), passed, k),
-        "majority": majority_at_k([row["answer"] for row in rows], passed)[k - 1],
+        "majority": majority_at_k(tuple(row["answer"] for row in rows), tuple(passed))[k - 1],
         f"{args.tests} unit tests": best_of_k(
             scores(lambda r: r["verdicts"][: args.tests].count("pass")), passed, k
         ),
@@ -1343,9 +1345,13 @@ graded with all tests of the file in sandbox.py, a completion is read by --extra
 """
 
 
+@dataclass
+class NoArgs:
+    pass
+
+
 def bench_settings(argv):
-    if argv:
-        raise UserError(f"bench.py settings takes no arguments, found {argv}")
+    parse_args(NoArgs, argv)
     print(SETTINGS)
 
 

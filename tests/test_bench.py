@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,24 @@ def run_json(capsys, command, argv):
     capsys.readouterr()
     command([*map(str, argv), "--json"])
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_printed_settings_are_commands(monkeypatch, capsys):
+    bench.bench_settings([])
+    text = capsys.readouterr().out.replace("\\\n", " ")
+    commands = re.findall(r"python bench\.py (\w+) (.*?)(?: {2,}#.*)?$", text, re.M)
+    assert len(commands) == 9 and {name for name, _ in commands} == {"sample", "pass", "bon", "rm"}
+    parse, parsed = bench.parse_args, []
+
+    def stop(cls, argv):
+        parsed.append(parse(cls, argv))
+        raise UserError("parsed, not run")
+
+    monkeypatch.setattr(bench, "parse_args", stop)
+    for name, arguments in commands:
+        with pytest.raises(UserError, match="parsed, not run"):
+            bench.COMMANDS[name](shlex.split(arguments))
+    assert (parsed[0].temperature, parsed[0].top_p, parsed[0].n, parsed[0].extract) == (0.6, 0.95, 8, "last")
 
 
 # ---------------------------------------------------------------------------------------------------------- estimators
@@ -75,7 +94,7 @@ def test_majority_is_the_mean_over_all_subsets():
         answers = [rng.choice(["a", "b", "c", None]) for _ in range(n)]
         passed = [answer == "a" or (answer == "b" and rng.random() < 0.3) for answer in answers]
         share = {a: np.mean([p for x, p in zip(answers, passed) if x == a]) for a in answers if a is not None}
-        found = majority_at_k(answers, passed)
+        found = majority_at_k(tuple(answers), tuple(passed))
         assert len(found) == n
         for k in range(1, n + 1):
             values = []

@@ -720,7 +720,7 @@ def headed(code, text, docstring):
 
 def adversarial(pair, other, seed=0):
     """{kind: (right program, wrong program that looks right)}. The wrong one is the rejected one with a comment or a
-    docstring that claims success ("claim"; "claim over remark" where the right one has text too, which claims nothing:
+    docstring that claims success ("claim"; "claim vs remark" where the right one has text too, which claims nothing:
     a model that has seen no comments dislikes every one), the chosen one emptied ("vacuous"), or `other`, the right
     program of another problem. The last two were not executed: a problem may be solved by them by chance. A text that
     is no Python gets no docstring and is not emptied."""
@@ -731,7 +731,7 @@ def adversarial(pair, other, seed=0):
         found["vacuous"] = pair.chosen, vacuous(pair.chosen)
         wrong = headed(pair.rejected, claim, docstring)
         found["claim"] = pair.chosen, wrong
-        found["claim over remark"] = headed(pair.chosen, remark, docstring), wrong
+        found["claim vs remark"] = headed(pair.chosen, remark, docstring), wrong
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         pass
     return {kind: both for kind, both in found.items() if normalised(both[1]) != normalised(pair.chosen)}

@@ -207,9 +207,9 @@ def test_adversarial_programs_are_wrong(sandbox):
     jobs = []
     for problem, row, other in zip(problems, rows, others):
         found = pairs.adversarial(row, other)
-        assert set(found) >= {"claim", "claim over remark", "vacuous"}
-        assert found["claim"][0] == row.chosen != found["claim over remark"][0]
-        jobs += [(code, problem.tests) for k in ("claim", "claim over remark", "vacuous") for code in found[k]]
+        assert set(found) >= {"claim", "claim vs remark", "vacuous"}
+        assert found["claim"][0] == row.chosen != found["claim vs remark"][0]
+        jobs += [(code, problem.tests) for k in ("claim", "claim vs remark", "vacuous") for code in found[k]]
     assert [r.passed for r in sandbox.map(jobs)] == [True, False] * (len(jobs) // 2)
 
 
@@ -229,7 +229,7 @@ def test_augmented_pairs_belong_to_their_problem():
     rows = [
         Pair(p.prompt, p.solution, "def solve(xs):\n    ys = xs\n    return ys", f"{p.id}#0", "toy") for p in problems
     ]
-    kinds = {"rewritten", "claim", "claim-over-remark", "vacuous", "other-problem"}
+    kinds = {"rewritten", "claim", "claim-vs-remark", "vacuous", "other-problem"}
     added = pairs.augment(rows, seed=1, rewritten=1.0, adversarial_share=1.0)
     assert added == pairs.augment(rows, seed=1, rewritten=1.0, adversarial_share=1.0)
     assert {p.source.partition("/")[2] for p in added} == kinds

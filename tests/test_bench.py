@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import bench
+import problems as data  # not `Tests` by name: pytest would collect it
 from bench import best_of_k, majority_at_k, pass_at_k, sign_flip_p, spearman
 from codescaler import Config, KVCache, Qwen3, RewardModel, load_model
-from problems import Problem, Tests, UserError, load_problems
+from problems import Problem, UserError, load_problems
 from sandbox import Sandbox
 from train_rm import bootstrap
 
@@ -221,9 +222,9 @@ def test_with_reference_solutions_as_samples_the_oracle_is_1(tmp_path, capsys):
 
 
 def test_answers_are_what_programs_return_and_print():
-    call = Problem("a", "", Tests("call", [{"args": [2], "expected": 0}, {"args": [3], "expected": 0}], "f"))
-    stdin = Problem("b", "", Tests("stdin", [{"input": "2\n", "output": "x"}]))
-    asserts = Problem("c", "", Tests("assert", [{"assert": "assert f(2) == 0"}]))
+    call = Problem("a", "", data.Tests("call", [{"args": [2], "expected": 0}, {"args": [3], "expected": 0}], "f"))
+    stdin = Problem("b", "", data.Tests("stdin", [{"input": "2\n", "output": "x"}]))
+    asserts = Problem("c", "", data.Tests("assert", [{"assert": "assert f(2) == 0"}]))
     codes = [
         "def f(x): return x * 2",
         "def f(y):\n    return y + y",

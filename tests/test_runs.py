@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -208,34 +209,62 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """script(name, *args) -> (exit code, stdout, stderr): runs a file as `python name` does, but in this process,
+    which has imported torch already (3 s a command)."""
+
+    def execute(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        monkeypatch.chdir(ROOT)
+        inherited = signal.getsignal(signal.SIGTERM)
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, inherited)
+        return code, *capsys.readouterr()
+
+    return execute
+
+
 @pytest.mark.parametrize("command, found", MISTAKES)
-def test_a_mistake_is_one_clear_line(command, found, tmp_path):
+def test_a_mistake_is_one_clear_line(command, found, tmp_path, script):
     words = command.split()
     if words[0] in ("grpo.py", "train_rm.py") and "--out" not in words:
         words += ["--out", tmp_path / "run"]
-    done = run(*words, check=False)
-    assert done.returncode == 2 and found in done.stderr and "Traceback" not in done.stderr
-    assert words[1] == "--unknown" or len(done.stderr.strip().splitlines()) == 1
+    code, _, errors = script(*words)
+    assert code == 2 and found in errors and "Traceback" not in errors
+    assert words[1] == "--unknown" or len(errors.strip().splitlines()) == 1
+
+
+def test_a_mistake_ends_the_process_with_2():
+    done = run("train_rm.py", "--device", "tpu", check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    "script", ["train_rm.py", "grpo.py", "problems.py", "extract.py", "sandbox.py", "codescaler.py", "bench.py"]
+    "name", ["train_rm.py", "grpo.py", "problems.py", "extract.py", "sandbox.py", "codescaler.py", "bench.py"]
 )
-def test_help(script):
-    assert "python" in run(script, "--help").stdout
+def test_help(name, script):
+    code, text, _ = script(name, "--help")
+    assert code == 0 and "python" in text
 
 
-def test_generate_command_takes_the_documented_flags():
+def test_generate_command_takes_the_documented_flags(script):
     command = ["codescaler.py", "generate", "--model", "tiny/policy", "Reverse the list.", "-n", "2"]
-    assert "--- 2/2:" in run(*command, "--max-new-tokens", "8").stdout
+    assert "--- 2/2:" in script(*command, "--max-new-tokens", "8")[1]
 
 
-def test_score_command_ranks_programs(tmp_path):
+def test_score_command_ranks_programs(tmp_path, script):
     (tmp_path / "p.md").write_text("Given a list of integers, sort in ascending order. solve(xs) returns the list.")
     (tmp_path / "good.py").write_text("def solve(xs):\n    xs = sorted(xs)\n    return xs\n")
     (tmp_path / "broken.py").write_text("def solve(xs:\n")
     command = ["codescaler.py", "score", "--rm", "tiny/reward", "--problem", tmp_path / "p.md", "--json"]
-    found = [json.loads(x) for x in run(*command, tmp_path / "broken.py", tmp_path / "good.py").stdout.splitlines()]
+    _, text, _ = script(*command, tmp_path / "broken.py", tmp_path / "good.py")
+    found = [json.loads(line) for line in text.splitlines()]
     assert [Path(row["program"]).name for row in found] == ["good.py", "broken.py"]
     assert found[0]["reward"] > found[1]["reward"] == 0.0 and found[1]["reason"] == "syntax_error"
 

@@ -241,12 +241,22 @@ def test_compiled_blocks_give_the_same_gradients():
     assert torch.allclose(*grads, atol=1e-5 * grads[0].abs().max().item())
 
 
-def test_fused_weights_change_nothing(lm):
+@pytest.mark.parametrize("size", ["golden", "packed", "packed, untied"])
+def test_fused_weights_change_nothing(size, lm):
+    if size != "golden":  # weights large enough to be packed for oneDNN
+        small = dataclasses.replace(
+            cs.SHAPES["small-shape"], num_hidden_layers=1, vocab_size=1024, tie_word_embeddings=size == "packed"
+        )
+        lm = cs.Qwen3(small).requires_grad_(False)
+        cs.init_weights(lm)
+    packed = size != "golden" and torch.backends.mkldnn.is_available()
     ids, lengths = cs.pad_rows([[5, 6, 7, 8], [9, 4]])
-    plain = lm(ids, lengths)
+    plain, block = lm(ids, lengths), lm.model.layers[0]
+    logits = lm.logits(plain)
     with cs.fused_weights(lm):
-        assert lm.model.layers[0].self_attn.qkv is not None and close(lm(ids, lengths), plain)
-    assert all(b.self_attn.qkv is None and b.mlp.gate_up is None for b in lm.model.layers)
+        assert lm.packed_head.is_mkldnn == block.self_attn.o_proj.packed.is_mkldnn == packed
+        assert close(lm(ids, lengths), plain) and close(lm.logits(plain), logits)
+    assert lm.packed_head is block.self_attn.qkv is block.mlp.gate_up is block.mlp.down_proj.packed is None
 
 
 def test_padding_never_overwrites_a_full_row(lm):

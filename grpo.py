@@ -84,7 +84,7 @@ class Args:
     # rollout
     prompts: int = 16  # prompts a step, over all ranks
     group: int = 8  # samples a prompt
-    temperature: float = 1.0  # of sampling, and of the log-probabilities that are trained
+    temperature: float = 1.2  # of sampling, and of the log-probabilities that are trained; over 1: slips come up
     top_p: float = 1.0  # nucleus sampling; log-probabilities are then renormalised over the same tokens
     top_k: int = 0  # most likely tokens that are sampled from; 0: all
     max_new_tokens: int = 160  # longest answer

@@ -88,7 +88,7 @@ def test_advantages_equal_trl():
 
 
 def args(**changes):
-    return dataclasses.replace(grpo.Args(), **changes)
+    return dataclasses.replace(grpo.Args(temperature=1.0), **changes)
 
 
 def test_unknown_rewards_are_left_out():

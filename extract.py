@@ -147,8 +147,9 @@ def extract_best(text: str, entry_point: str | None, log: list) -> Extraction:
     for part in without_thoughts(text):
         pieces = find_pieces(split_lines(part), entry_point, compiler)
         pieces = [piece for piece in pieces + merges(pieces, compiler) if piece.effects]
-        ranked = sorted(pieces, key=lambda piece: score(piece, entry_point), reverse=True)
-        log += [explain(piece, ranked[0], entry_point) for piece in ranked]
+        ranked = sorted(((score(piece, entry_point), piece) for piece in pieces), key=lambda p: p[0], reverse=True)
+        log += [explain(piece, scored, ranked[0][0]) for scored, piece in ranked]
+        ranked = [piece for _, piece in ranked]
         if ranked and (not entry_point or defines(ranked[0].tree, entry_point)):
             return Extraction(ranked[0].code, "ok")
         reason = reason or ("no_entry_point" if ranked else "")
@@ -307,7 +308,7 @@ FENCE = re.compile(r"((?:[ \t>]|[-*+] |\d{1,3}[.)] )*)(`{3,}|~{3,}(?!~))([^`]*)$
 GLUED = re.compile(r"[\w+#.{}-]*$")  # what may follow a fence that opens behind prose on its line
 PYTHON = re.compile(r"\W*(?:lang(?:uage)?-|code[ _-])?(?:i?python|pypy|py)[\d._]*(?![\w+#/-])", re.IGNORECASE)
 FENCE_LINE = re.compile(r"^[ \t>]*(?:`{3,}|~{3,}(?!~))[^`\n]*$", re.MULTILINE)
-TAG = re.compile(r"(?<!['\"`])(</?(?:think|thinking|thought|reasoning)>)", re.IGNORECASE)
+TAG = re.compile(r"(?:(?<!['\"`])|(?<=`)(?=</\w+>(?!`)))(</?(?:think|thinking|thought|reasoning)>)", re.IGNORECASE)
 
 
 def split_lines(text: str) -> list[str]:
@@ -650,17 +651,17 @@ def find_pieces(lines: list[str], entry_point: str | None, compiler: Compiler) -
 
 def merges(pieces: list[Piece], compiler: Compiler) -> list[Piece]:
     """For each program that lacks names, and each bare `main()`: it behind the candidates that define the names."""
-    merged = []
+    merged, binds = [], {id(piece): bound(piece.tree.body) for piece in pieces}  # once: each is a walk over the tree
     for piece in pieces[-16:]:
         need, chosen, own = piece.missing, [], {n.name for n in piece.tree.body if isinstance(n, DEFINITIONS)}
         if not need or piece.level < 2 and not all(map(is_start, piece.tree.body)):
             continue
         for other in sorted(pieces, key=lambda p: (p.order > piece.order, abs(p.order - piece.order))):
-            names = bound(other.tree.body)
+            names = binds[id(other)]
             # one that defines the same functions is another version of this piece, not its complement
             if names & need and not own & {n.name for n in other.tree.body if isinstance(n, DEFINITIONS)}:
                 chosen.append(other)
-                need = (need | other.missing) - set().union(*(bound(p.tree.body) for p in [*chosen, piece]))
+                need = (need | other.missing) - set().union(*(binds[id(p)] for p in [*chosen, piece]))
         chosen = [*sorted(chosen, key=lambda p: p.order), piece]
         if len(chosen) > 1:
             cost, rank = max(p.cost for p in chosen), min(p.rank for p in chosen)
@@ -696,9 +697,9 @@ def score(piece: Piece, entry_point: str | None) -> tuple:
     return entry, piece.level, not piece.missing, not odd, -piece.cost, piece.rank > 0, piece.order
 
 
-def explain(piece: Piece, best: Piece, entry_point: str | None) -> str:
-    """One line for a candidate: that it won, or the first respect in which it is worse than the best."""
-    pairs = zip(WHY, score(piece, entry_point), score(best, entry_point), strict=True)
+def explain(piece: Piece, scored: tuple, best: tuple) -> str:
+    """One line for a candidate: that it won, or the first respect in which its score is worse than the best."""
+    pairs = zip(WHY, scored, best, strict=True)
     why = next(("lost: it " + why for why, one, other in pairs if one != other), "won")
     return f"candidate {piece.order + 1:g} {why}: {piece.code.strip()[:60]!r}"
 
@@ -779,6 +780,10 @@ def measure(path: str) -> None:
     """Prints the share of programs found, per mode: known ones garbled, compared as syntax trees, or real responses."""
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
+    for number, row in enumerate(rows, 1):
+        value = row.get("code", row.get("response")) if isinstance(row, dict) else None
+        if not isinstance(value, str) or "code" in row and len(value) < 2:
+            raise ValueError(f"row {number} is {row!r:.80}")
     hits, wrong, counts, seconds = {}, dict.fromkeys(MODES, 0), {}, dict.fromkeys(MODES, 0.0)
     for number, row in enumerate(rows):
         if "code" in row:
@@ -799,6 +804,8 @@ def measure(path: str) -> None:
                 hits[kind, mode] = hits.get((kind, mode), 0) + same
                 wrong[mode] += code is not None and not same
     calls = sum(counts.values())
+    if not calls:
+        raise ValueError("no row holds a program")
     print(f"{'response':28}{'n':>6}" + "".join(f"{mode:>10}" for mode in MODES))
     for kind, n in counts.items():
         print(f"{kind:28}{n:6}" + "".join(f"{hits[kind, mode] / n:10.3f}" for mode in MODES))
@@ -820,7 +827,7 @@ def main() -> None:
         else:
             with open(args.file, "rb") as file:
                 raw = file.read()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         wanted = "rows with `code` or `response`" if args.measure else "a text file"
         raise UserError(f"{args.measure or args.file}: {error!r}; expected {wanted}") from error
     log: list[str] = []

@@ -350,3 +350,21 @@ def test_measure_counts_known_programs_and_real_responses(tmp_path):
     path.write_text('{"text": 1}')
     refused = run("--measure", str(path))
     assert refused.returncode == 2 and "`response`" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_a_closed_thought_may_end_in_a_backtick():
+    for thought in ("Let me use `sorted`", "\n```python\nprint(0)\n```"):
+        text = f"<think>{thought}</think>\n```python\nprint(1)\n```"
+        assert extract_code(text, "strict") == ("print(1)", "ok"), text
+
+
+def test_recover_walks_each_tree_once(monkeypatch):
+    """Blocks that lack each other's names: the work grew with their number squared times their size."""
+    n, calls, bound = 20, [], extract.bound
+    monkeypatch.setattr(extract, "bound", lambda body: (calls.append(1), bound(body))[1])
+    text = "".join(
+        f"```python\ny{i}=1\n" + f"def g{i}(): return m{i}, " + ", ".join(f"y{j}" for j in range(n) if j != i)
+        + "\n```\n" for i in range(n)
+    )  # fmt: skip
+    assert extract_code(text, "recover").code
+    assert len(calls) <= 4 * n

@@ -67,20 +67,19 @@ from codescaler import (
     write_atomic,
 )
 from extract import MODES, extract_code
-from pairs import NOT_GRADED, execute, load_pairs, normalised, problem_of, verdict_of
+from pairs import DOMAINS, NOT_GRADED, execute, load_pairs, problem_of, prompt_ids, rmbench_item, verdict_of
 from problems import (
     UserError,
     check_choice,
     check_least,
     load_problems,
-    need,
     parse_args,
-    policy_prompt,
     read_rows,
+    rm_prompt,
     run_cli,
 )
-from sandbox import Judge, Limits, Sandbox, WorkerDied, as_call
-from train_rm import auc, bootstrap, ece, fit_calibration, load_calibration, mean, probability
+from sandbox import Sandbox
+from train_rm import auc, bootstrap, ece, fit_calibration, load_calibration, mean, probability, ranks
 
 
 def log(*parts):
@@ -180,16 +179,6 @@ def majority_at_k(answers, passed):
     return [won[k] / math.comb(n, k) for k in range(1, n + 1)]
 
 
-def ranks(values):
-    """Ranks from 0, equal values sharing their mean rank.
-
-    >>> ranks([5.0, 1.0, 5.0]).tolist()
-    [1.5, 0.0, 1.5]
-    """
-    values = np.asarray(values, dtype=float)
-    return (values[None] < values[:, None]).sum(1) + ((values[None] == values[:, None]).sum(1) - 1) / 2
-
-
 def spearman(x, y):
     """Rank correlation (Pearson's of the ranks); nan when one side is constant."""
     x, y = ranks(x), ranks(y)
@@ -212,19 +201,9 @@ def sign_flip_p(differences, rounds=10000, seed=0):
     return float((np.abs(signs @ values) >= abs(values.sum()) - 1e-12).mean())
 
 
-def interval(values, seed=0, rounds=1000):
-    """Mean of one value a problem and its 95% interval, resampling problems (as train_rm.bootstrap, faster)."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()), math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(len(values), size=(rounds, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
 def paired(a, b, seed=0):
     """Mean of a - b over problems and its 95% interval."""
-    return interval([x - y for x, y in zip(a, b, strict=True)], seed)
+    return bootstrap([x - y for x, y in zip(a, b, strict=True)], seed=seed)
 
 
 def percentile(values, share):
@@ -331,8 +310,7 @@ def sample_texts(model, tokenizer, chunk, args):
     """Rows with the answers to a chunk of (number, problem); the seconds of generation are shared out evenly."""
     if model is None:
         return [[] for _ in chunk]
-    turns = [[{"role": "user", "content": policy_prompt(p, args.prompt_style)}] for _, p in chunk]
-    prompts = [tokenizer.encode(tokenizer.chat(turn, add_generation_prompt=True)) for turn in turns]
+    prompts = [prompt_ids(tokenizer, p, args.prompt_style) for _, p in chunk]
     begin = time.perf_counter()
     groups = generate(
         model, prompts, args.n, args.max_new_tokens, args.temperature, args.top_p, args.top_k, tokenizer.stop_ids,
@@ -359,60 +337,6 @@ def injected(problem, number):
     }  # fmt: skip
 
 
-class Recorder(Judge):
-    """Notes what a program answers, where a Judge compares it. Expected outputs are not looked at."""
-
-    def answers(self):
-        """One text a test: the printed output, or the repr of the returned value; None where there is none (an error,
-        or an assert that is more than a call with literals)."""
-        found = [None] * len(self.tests.cases)
-
-        def note(i):
-            def compare(_, value):
-                found[i] = repr(value)
-                return True
-
-            return compare
-
-        if self.tests.kind == "stdin":
-            for i, case in enumerate(self.tests.cases):
-                run = self.run_once(case["input"])
-                found[i] = None if run.word else run.out.decode("utf-8", "replace").strip()
-        else:
-            calls = []
-            for i, case in enumerate(self.tests.cases):
-                parsed = (self.tests.entry_point, case["args"]) if "args" in case else as_call(case.get("assert", ""))
-                if parsed:
-                    calls.append((i, parsed[0], parsed[1], None, note(i)))
-            while calls:
-                calls = self.calls(calls)
-        return found
-
-
-def answer_ids(sandbox, jobs):
-    """[(problem, code or None)] -> a short id of what the program answers on all its tests' inputs (for the majority
-    selector), None where it answers nothing. Equal programs of a problem run once."""
-
-    def one(job):
-        problem, code = job
-        limit = problem.tests.time_limit
-        pair = sandbox.free.get()
-        try:
-            limits = Limits(2 * limit, limit) if limit else Limits()
-            found = Recorder(*pair, code, problem.tests, limits, False).answers()
-        except (WorkerDied, OSError):
-            return None
-        finally:
-            sandbox.free.put(pair)
-        return hashlib.sha256(repr(found).encode("utf-8", "replace")).hexdigest()[:12] if any(found) else None
-
-    keys = [(p.id, normalised(code)) if code is not None and p.tests else None for p, code in jobs]
-    unique = {key: job for key, job in zip(keys, jobs) if key is not None}
-    with ThreadPoolExecutor(sandbox.count) as pool:
-        by_key = dict(zip(unique, pool.map(one, unique.values())))
-    return [by_key.get(key) for key in keys]
-
-
 def time_tests(sandbox, problem, codes, at_least):
     """Wall seconds a program to run `at_least` tests (the suite repeated): (in one job, a job and so a process a test).
     All tests run, over all workers, as counting passes needs."""
@@ -432,21 +356,19 @@ def judge_samples(problem, rows, reward_model, sandbox, timed, args):
     found = [extract_code(row["completion"], args.extract) for row in rows]
     codes = [e.code for e in found]
     valid = list(dict.fromkeys(code for code in codes if code is not None))  # scored and timed once each
-    scores, score_s = {}, None
+    scores, score_s, statement = {}, None, problem.prompt
     if reward_model and valid:
-        begin = time.perf_counter()
-        scores = dict(zip(valid, reward_model.score(problem.prompt, valid)))
+        begin, statement = time.perf_counter(), rm_prompt(problem, reward_model.prompt, args.prompt_style)
+        scores = dict(zip(valid, reward_model.score(statement, valid)))
         score_s = (time.perf_counter() - begin) / len(valid)
-    jobs = [(problem, code) for code in codes]
-    results = execute(sandbox, jobs, stop_early=False)
-    answers = answer_ids(sandbox, jobs)
+    results = execute(sandbox, [(problem, code) for code in codes], stop_early=False)
     batched_s, split_s = time_tests(sandbox, problem, valid, args.timed_tests) if timed and valid else (None, None)
-    for row, e, result, answer in zip(rows, found, results, answers):
+    for row, e, result in zip(rows, found, results):
         verdict = verdict_of(result) if result else ("invalid" if problem.tests else None)
         row.update(
-            problem=problem.id, part=problem.source, prompt=problem.prompt, rows=len(rows), code=e.code,
+            problem=problem.id, part=problem.source, prompt=statement, rows=len(rows), code=e.code,
             reason=e.reason, score=scores.get(e.code), verdict=verdict, verdicts=result.verdicts if result else [],
-            pass_rate=result.pass_rate if result else 0.0, answer=answer, score_s=score_s,
+            pass_rate=result.pass_rate if result else 0.0, answer=result and result.answer, score_s=score_s,
             execute_s=result.wall_s if result else None, batched_s=batched_s, split_s=split_s,
         )  # fmt: skip
     return rows
@@ -571,7 +493,7 @@ def bench_pass(argv):
         for k in powers_up_to(most):
             measures[f"pass@{k}"] = [pass_at_k(n, c, k) for n, c in counts if n >= k]
         for name, values in measures.items():
-            estimate, low, high = interval(values, args.seed)
+            estimate, low, high = bootstrap(values, seed=args.seed)
             rows.append({"part": part, "problems": len(values), "measure": name, "value": estimate, "low": low,
                          "high": high, "valid": valid})  # fmt: skip
     show_rows(rows, args)
@@ -599,7 +521,7 @@ class BonArgs(StoreArgs):
 def selector_values(rows, k, args, scored):
     """One problem's rows -> {selector: P(what it chooses of k samples passes)}, all of them unbiased. A sample without
     a program is chosen only when there is nothing else. `scored`: whether the store has scores."""
-    passed = [row["verdict"] == "pass" for row in rows]
+    passed, answers = [row["verdict"] == "pass" for row in rows], tuple(row["answer"] for row in rows)
 
     def scores(of):
         found = [of(row) if row["code"] is not None else None for row in rows]
@@ -608,7 +530,8 @@ def selector_values(rows, k, args, scored):
     values = {
         "random": mean(passed),
         "log-probability": best_of_k(scores(lambda r: r["mean_logp"]), passed, k),
-        "majority": majority_at_k(tuple(row["answer"] for row in rows), tuple(passed))[k - 1],
+        # where no answer can be seen (tests of a `check`) nothing tells the samples apart
+        "majority": majority_at_k(answers, tuple(passed))[k - 1] if any(answers) else mean(passed),
         f"{args.tests} unit tests": best_of_k(
             scores(lambda r: r["verdicts"][: args.tests].count("pass")), passed, k
         ),
@@ -654,7 +577,7 @@ def bench_bon(argv):
         for k in shown:
             base = "reward model" if "reward model" in table[k] else "random"
             for name, values in table[k].items():
-                estimate, low, high = interval(values, args.seed)
+                estimate, low, high = bootstrap(values, seed=args.seed)
                 gap, gap_low, gap_high = paired(values, table[k][base], args.seed)
                 batched, apart = selector_seconds(name, k, phases, args)
                 rows.append({
@@ -664,20 +587,6 @@ def bench_bon(argv):
                 })  # fmt: skip
     show_rows(rows, args)
     show_rows([{"timing": "ms a program", "tests": header["timed_tests"], **phase_percentiles(flat)}], args)
-    log(cheaper(phases, header))
-
-
-def cheaper(phases, header):
-    """One sentence on which of scoring and execution costs less here, per program."""
-    if not {"score_s", "batched_s", "split_s"} <= set(phases):
-        return "scoring and execution were not both timed (--rm, --timed of `bench.py sample`)"
-    score, tests = phases["score_s"], header["timed_tests"]
-    parts = []
-    for way, key in ((f"{tests} tests in one process", "batched_s"), ("one process a test", "split_s")):
-        factor = phases[key] / score
-        parts.append(f"{way} {1e3 * phases[key]:.1f} ms ({factor:.1f}x the score: "
-                     f"{'scoring' if factor > 1 else 'executing'} is cheaper)")  # fmt: skip
-    return f"on this machine a score costs {1e3 * score:.1f} ms a program, {', '.join(parts)}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -705,7 +614,8 @@ def bench_rm(argv):
         raise UserError("--calibrate needs programs that pass or fail tests: --store FILE or a pair file of programs")
     reward_model = RewardModel(args.rm, device=setup(args.device)[2])
     if is_rmbench:
-        rows = rm_bench(reward_model, rmbench_items(args.pairs.partition(":")[2], args.limit), args)
+        found = read_rows(args.pairs.partition(":")[2], args.limit)
+        rows = rm_bench(reward_model, [rmbench_item(*row) for row in found], args)
     else:
         rows, scores, passed = (pair_accuracy if args.pairs else store_correlation)(reward_model, args)
     show_rows(rows, args)
@@ -739,44 +649,15 @@ def pair_accuracy(reward_model, args):
 
 # RM-Bench: three styles (concise, detailed, detailed with markdown) of a right and of a wrong answer each
 
-DOMAINS = ("chat", "code", "math", "safety")  # safety-refuse and safety-response are one domain
 
-
-def rmbench_items(path, limit=None):
-    """[(domain, prompt, chosen[3], rejected[3])]. Files of one domain carry it in their name (code_filtered.json)."""
-    items = []
-    for row, where in read_rows(path, limit):
-        domain = need(row, where, "domain") if "domain" in row else os.path.basename(path)
-        domain = next((d for d in DOMAINS if domain.startswith(d)), None)
-        if domain is None:
-            raise UserError(f"{where}: domain {row.get('domain')!r}: expected one of {', '.join(DOMAINS)}")
-        sides = [need(row, where, key, kind=list) for key in ("chosen", "rejected")]
-        if any(len(side) != 3 or not all(isinstance(text, str) for text in side) for side in sides):
-            raise UserError(f"{where}: chosen and rejected should be lists of three texts")
-        items.append((domain, need(row, where, "prompt"), *sides))
-    return items
-
-
-@torch.no_grad()
 def score_texts(reward_model, items, max_length=2048):
     """[(prompt, answer)] -> scores of the raw answers, as RM-Bench's runner reads them: no extraction, and a text over
     `max_length` tokens loses its beginning."""
     rows = []
     for prompt, answer in items:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        rows.append(reward_model.tokenizer.encode(reward_model.tokenizer.chat(turns))[-max_length:])
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    scores = [0.0] * len(rows)
-    while order:  # from short to long, as many at once as the token budget allows
-        size = 1
-        while size < len(order) and (size + 1) * len(rows[order[size]]) <= reward_model.token_budget:
-            size += 1
-        batch, order = order[:size], order[size:]
-        ids_BT, lengths_B = pad_rows([rows[i] for i in batch], reward_model.device)
-        score_B = reward_model.model.score(reward_model.model(ids_BT, lengths_B), lengths_B)
-        for i, score in zip(batch, score_B.tolist(), strict=True):
-            scores[i] = score
-    return scores
+        rows.append([reward_model.tokenizer.encode(reward_model.tokenizer.chat(turns))[-max_length:]])
+    return [score for (score,) in score_groups(reward_model.model, rows, reward_model.token_budget)]
 
 
 def rm_bench(reward_model, items, args):
@@ -814,7 +695,7 @@ def rmbench_row(domain, right_NIJ, tied_N, seed):
         "easy": matrix[np.tril_indices(3, -1)].mean().item(), "normal": matrix.diagonal().mean().item(),
         "hard": matrix[np.triu_indices(3, 1)].mean().item(),
     }  # fmt: skip
-    _, low, high = interval(right_NIJ.mean((1, 2)), seed)
+    _, low, high = bootstrap(right_NIJ.mean((1, 2)), seed=seed)
     return {"domain": domain, "items": len(right_NIJ), **levels, "average": mean(list(levels.values())), "low": low,
             "high": high, "ties": tied_N.mean().item()}  # fmt: skip
 
@@ -853,7 +734,7 @@ def correlation_row(part, groups, calibration, seed):
     within = [value for value in within if not math.isnan(value)]
     rank = [spearman([r["score"] for r in g], [r["pass_rate"] for r in g]) for g in groups.values()]
     rank = [value for value in rank if not math.isnan(value)]
-    value, low, high = interval(within, seed) if within else (math.nan,) * 3
+    value, low, high = bootstrap(within, seed=seed) if within else (math.nan,) * 3
     return {
         "part": part, "problems": len(groups), "programs": len(flat), "with_both": len(within), "auc_within": value,
         "low": low, "high": high, "auc_pooled": auc(scores, passed), "spearman_within": mean(rank),
@@ -928,7 +809,7 @@ def paper_units(args):
     """([(name, command)] of the training of each seed, [(name, command)] of measurements that need a quiet machine);
     a subprocess each. The training of a seed is one after the other, so that a stopped look is balanced."""
     root = Path(args.out)
-    few, python = root / "few.jsonl", sys.executable
+    few, python = root / f"few-{args.few}.jsonl", sys.executable
     here = Path(__file__).parent
     limit = ["--limit", args.limit] if args.limit else []
     common = [*limit, "--sandbox", args.sandbox]
@@ -1100,7 +981,7 @@ def bench_paper(argv):
     root = Path(args.out)
     (root / "units").mkdir(parents=True, exist_ok=True)
     tested = [p for p in load_problems(args.problems, args.limit) if p.tests][: args.few]
-    write_atomic(root / "few.jsonl", "".join(json.dumps(dataclasses.asdict(p)) + "\n" for p in tested))
+    write_atomic(root / f"few-{args.few}.jsonl", "".join(json.dumps(dataclasses.asdict(p)) + "\n" for p in tested))
     training, measuring = paper_units(args)
     names = [name for units in [*training, measuring] for name, _ in units]
     with tqdm(total=len(names), unit="unit", disable=None) as bar:
@@ -1585,7 +1466,7 @@ def decode_bytes(c, groups, size):
     and, once for the rows of a group, of its prompt."""
     steps = max(max(answers) for _, answers in groups) - 1
     weights = c.num_hidden_layers * block_parameters(c) + c.hidden_size * c.vocab_size
-    keys = sum(p * max(answers) + sum(n * (n + 1) / 2 for n in answers) for p, answers in groups)
+    keys = sum(p * (max(answers) - 1) + sum(n * (n - 1) / 2 for n in answers) for p, answers in groups)
     return size * (steps * weights + keys * kv_bytes(c) / 2)
 
 
@@ -1880,9 +1761,10 @@ def speed_grpo_step(args, size, rate, bandwidth):
 
     c, groups = model.config, [(len(p), stops[i * samples : (i + 1) * samples]) for i, p in enumerate(work)]
     forward = group_flops(c, groups, sum(stops))
-    decode = max(4 * forward / rate, 3 * forward / rate + decode_bytes(c, groups, 4) / bandwidth)
+    read = decode_bytes(c, groups, compute_dtype(args.device).itemsize)
+    floor_s = 3 * forward / rate + max(forward / rate, read / bandwidth)
     facts = {"row": "grpo_step", "work": f"{prompts}x{samples}x{new}", "tokens": sum(stops)}
-    yield side_by_side(ours, peer, lambda: difference_of(found), facts, decode, args)
+    yield side_by_side(ours, peer, lambda: difference_of(found), facts, floor_s, args)
 
 
 def trl_batch(rows, tokens, device):
@@ -2016,11 +1898,9 @@ def cpu_seconds():
 
 def measure(way, count, tests, workers):
     """(programs a second, CPU ms a program). A pool's start-up is left out of both: it is paid once a run."""
-    idle = 0.0
-    if hasattr(way, "seconds") or way.__name__ == "way":
-        begin = cpu_seconds()
-        way(0, tests, workers)
-        idle = cpu_seconds() - begin
+    begin = cpu_seconds()
+    way(0, tests, workers)
+    idle = cpu_seconds() - begin
     begin, cpu = time.perf_counter(), cpu_seconds()
     passed = way(count, tests, workers)
     seconds, cpu = time.perf_counter() - begin, cpu_seconds() - cpu - idle

@@ -1099,12 +1099,10 @@ def reward_input_ids(tokenizer, prompt, code, max_length=4096):
     return ids[: max_length - len(closing)] + closing, True
 
 
-STATEMENT = "bare statement"  # what the user turn holds, unless a trainer says otherwise
-
-
-def reading(tokenizer, max_length, prompt=STATEMENT):
+def reading(tokenizer, max_length, prompt="bare"):
     """codescaler.json: what a reward model was trained to read. `template` is a fingerprint of all of it: a fixed
-    conversation as the renderer of this file writes it, what the user turn holds, the length limit, what is cut."""
+    conversation as the renderer of this file writes it, what the user turn holds (problems.rm_prompt), the length
+    limit, what is cut."""
     text = tokenizer.chat([{"role": "user", "content": "P"}, {"role": "assistant", "content": "C"}])
     cut = "end of program"
     fingerprint = hashlib.sha256(f"{text}|{prompt}|{max_length}|{cut}".encode()).hexdigest()[:16]
@@ -1125,10 +1123,11 @@ def shape_reward(score, valid):
 class RewardModel:
     """A scalar reward model ready to score. `truncated` counts the programs that had to be cut so far.
 
-    `max_length` (tokens) and `prompt` are those it was trained with, 4096 and the bare statement for models of others;
-    another value is refused (UserError). `token_budget`: see score_groups. `dtype` is bfloat16 on CUDA and float32 on a
-    CPU unless given; scores are fp32 in both. With `sharded` and several ranks, each keeps a part of the weights, which
-    are gathered while all of them call score_many, each with items of its own.
+    `max_length` (tokens) and `prompt` (bare or full, see problems.rm_prompt) are those it was trained with, 4096 and
+    bare for models of others unless given; another value is refused (UserError). `token_budget`: see score_groups.
+    `dtype` is bfloat16 on CUDA and float32 on a CPU unless given; scores are fp32 in both. With `sharded` and several
+    ranks, each keeps a part of the weights, which are gathered while all of them call score_many, each with items of
+    its own.
     """
 
     def __init__(
@@ -1144,7 +1143,7 @@ class RewardModel:
                 f"{path} has no score.weight, so it is not a reward model (--rm): train one with train_rm.py"
             )
         self.tokenizer = Tokenizer(path)
-        self.max_length = check_reading(self.tokenizer, max_length, prompt)
+        self.max_length, self.prompt = check_reading(self.tokenizer, max_length, prompt)
         self.device, self.truncated = self.model.model.norm.weight.device, 0
         self.token_budget = token_budget or default_token_budget(self.model)
 
@@ -1330,16 +1329,17 @@ def read_weights(model, folder, files):
 
 def check_reading(tokenizer, max_length=None, prompt=None):
     """Scores of texts unlike those a reward model was trained on mean nothing: compares codescaler.json, beside the
-    tokenizer, with what this file's renderer writes and with the values in use -> the length limit in tokens.
+    tokenizer, with what this file's renderer writes and with the values in use -> (length limit in tokens, what the
+    user turn holds).
 
     An edited codescaler.json is refused, since the fingerprint in it is compared with one that is computed here.
     Checkpoints of others have no such file and are accepted as they are. Raises UserError.
     """
     file = tokenizer.path / "codescaler.json"
     if not file.is_file():
-        return max_length or 4096
-    saved = {"prompt": STATEMENT, **read_json(file)}
-    now = reading(tokenizer, saved.get("max_length"), saved["prompt"])
+        return max_length or 4096, prompt or "bare"
+    saved = read_json(file)
+    now = reading(tokenizer, saved.get("max_length"), saved.get("prompt"))
     if saved != now:
         raise UserError(
             f"{file}: trained with chat template {saved.get('template')} on {saved}, this code renders {now}"
@@ -1347,10 +1347,10 @@ def check_reading(tokenizer, max_length=None, prompt=None):
     for flag, value, trained in (("--max-length", max_length, "max_length"), ("--rm-prompt", prompt, "prompt")):
         if value not in (None, saved[trained]):
             raise UserError(f"{flag} {value}: {file} says that the model was trained with {saved[trained]}: use that")
-    return saved["max_length"]
+    return saved["max_length"], saved["prompt"]
 
 
-def save_model(model, tokenizer, folder, max_length=4096, prompt=STATEMENT, max_shard_bytes=5 * 10**9):
+def save_model(model, tokenizer, folder, max_length=4096, prompt="bare", max_shard_bytes=5 * 10**9):
     """Writes a folder that transformers and load_model read: config.json, the weights, the tokenizer's files.
 
     Weights over `max_shard_bytes` go to several files and an index. Every file appears whole or not at all. Of a model
@@ -1825,7 +1825,7 @@ class Run:
         with said_plainly(self.dir / name), open(self.dir / name, "a", encoding="utf-8") as file:
             file.write(text)
 
-    def save(self, model, tokenizer, max_length=4096, prompt=STATEMENT, **state):
+    def save(self, model, tokenizer, max_length=4096, prompt="bare", **state):
         """Writes checkpoint/ whole or not at all: a kill at any moment leaves the old one or the new one.
 
         All ranks call it. state["optimizer"], the optimizer's state_dict(), is in state.pt; of a sharded one each rank
@@ -1866,7 +1866,7 @@ class Run:
 @dataclass
 class ScoreArgs:
     rm: str = "out/rm"  # reward model: run folder, checkpoint folder or hub id
-    problem: str = ""  # file with the bare statement
+    problem: str = ""  # file with the statement, as the reward model was trained to read it
     programs: list[str] = dataclasses.field(default_factory=list)  # Python files (positional arguments)
     max_length: int | None = None  # longest scored text in tokens; default: as trained, 4096 for models of others
     device: str | None = None  # cpu or cuda

@@ -50,8 +50,8 @@ from codescaler import (
     write_atomic,
 )
 from extract import MODES, extract_code
-from pairs import NOT_GRADED, execute, normalised, verdict_of
-from problems import UserError, check_choice, check_least, load_problems, parse_args, policy_prompt, run_cli
+from pairs import NOT_GRADED, execute, normalised, prompt_ids, verdict_of
+from problems import UserError, check_choice, check_least, load_problems, parse_args, rm_prompt, run_cli
 from sandbox import Sandbox
 from train_rm import auc, bootstrap, load_calibration, mean, probability
 
@@ -77,7 +77,8 @@ class Args:
     eval_problems: str = "toy:test"  # problems to evaluate on
     limit: int | None = None  # rows of any data that is loaded
     max_prompt_tokens: int = 4096  # problems with a longer prompt are left out
-    prompt_style: str = "plain"  # plain or lcb
+    prompt_style: str = "plain"  # plain or lcb: the policy's prompt
+    rm_prompt: str | None = None  # what the reward model reads: bare statement or full prompt; default: as trained
     extract: str = "strict"  # extraction mode, in training and evaluation
     sandbox: str = "strict"  # isolation level: strict or basic
     preset: str = "none"  # paper-8b: the hyperparameters of the paper's released script
@@ -185,11 +186,6 @@ class Rollout:
     advantage: float = 0.0
 
 
-def prompt_ids(tokenizer, problem, style):
-    user = {"role": "user", "content": policy_prompt(problem, style)}
-    return tokenizer.encode(tokenizer.chat([user], add_generation_prompt=True))
-
-
 def rollout(policy, tokenizer, problems, numbers, args, group, seed, temperature, top_p, top_k=0):
     """`group` answers to each problem, extracted -> list of groups, each a list of Rollout."""
     prompts = [prompt_ids(tokenizer, problem, args.prompt_style) for problem in problems]
@@ -280,7 +276,9 @@ class Judge:
         self.args, self.device, self.sandbox = args, device, sandbox
         self.reward_model = self.calibration = None
         if args.reward in ("rm", "hybrid"):
-            self.reward_model = RewardModel(args.rm, device, random_init=args.random_init, sharded=not args.rm_offload)
+            self.reward_model = RewardModel(
+                args.rm, device, prompt=args.rm_prompt, random_init=args.random_init, sharded=not args.rm_offload
+            )
             if args.rm_offload:
                 self.reward_model.model.to("cpu")
         if args.reward == "hybrid":
@@ -302,7 +300,8 @@ class Judge:
         """All programs of a group in one call: the reward model reads their statement once."""
         if self.args.rm_offload:
             self.reward_model.model.to(self.device)
-        scores = self.reward_model.score_many([(r.problem.prompt, r.code) for r in valid])
+        reading = self.reward_model.prompt, self.args.prompt_style
+        scores = self.reward_model.score_many([(rm_prompt(r.problem, *reading), r.code) for r in valid])
         for r, score in zip(valid, scores, strict=True):
             r.score = score
         if self.args.rm_offload:
@@ -618,7 +617,7 @@ def arguments():
         raise UserError(f"--preset {args.preset}: expected {' or '.join(PRESETS)}")
     args = parse_args(PRESETS[args.preset])
     check_choice(args, reward=("rm", "exec", "partial", "hybrid"), shaping=("softplus", "raw"),
-                 norm=("token", "seq", "const"), extract=MODES)  # fmt: skip
+                 norm=("token", "seq", "const"), extract=MODES, rm_prompt=(None, "bare", "full"))  # fmt: skip
     check_least(args, 1, "prompts group updates epochs max_new_tokens eval_group eval_every audit_every eval_limit "
                 "save_every token_budget max_prompt_tokens limit")  # fmt: skip
     check_least(args, 0, "steps lr kl warmup weight_decay clip_low clip_high dual_clip std_floor min_spread refill "

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from codescaler import Tokenizer, compute_dtype, gather_lists, generate, load_model
 from extract import Extraction, extract_code
-from problems import UserError, need, policy_prompt, read_rows
+from problems import UserError, need, policy_prompt, read_rows, rm_prompt
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class PairRules:
     mutants: int = 2  # mutants tried of each passing program, and most mutant pairs a problem; 0: none
     repeat: int = 2  # runs that a passing program must pass; one that does so only sometimes is dropped
     survivor_tests: int = 10  # fewest tests that make a passing mutant a right program; with fewer it is dropped
-    max_uses: int = 8  # most pairs that one program is in
+    max_uses: int = 8  # most pairs that one program is in, of candidates and of mutants each
     near_miss: float = 0.5  # share of rejected programs that pass half of the tests or more, where there are enough
-    length_balance: float = 1.0  # largest share of pairs that the longer, or the shorter, program wins; 1: any
+    length_balance: float = 1.0  # largest share of pairs that the longer, or shorter, program wins, 0.5 to 1
     decontaminate: list = field(default_factory=list)  # problems of evaluations (SPEC): what resembles them is dropped
 
 
@@ -110,20 +110,32 @@ def own_pair(row, where):
 def codescaler_pair(row, where):
     question = need(row, where, "question_content", "question")
     # A row without a problem id is grouped by its statement; `number` keeps the pairs of a problem apart.
-    problem = str(row.get("question_id") or f"{hash_text(question):016x}")
+    problem = str(row.get("question_id") or row.get("task_id") or f"{hash_text(question or where):016x}")
     number = where.rpartition(" ")[2]
     chosen, rejected = need(row, where, "code_pos"), need(row, where, "code_neg")
     return [Pair(question, chosen, rejected, f"{problem}#{number}", "codescalerpair")]
 
 
+DOMAINS = ("chat", "code", "math", "safety")  # safety-refuse and safety-response are one domain
+
+
+def rmbench_item(row, where):
+    """An RM-Bench row -> (domain, prompt, chosen[3], rejected[3]) of the styles concise, detailed plain text and
+    detailed markdown. Files of one domain carry it in their name (code_filtered.json)."""
+    name = need(row, where, "domain") if "domain" in row else os.path.basename(where)
+    domain = next((d for d in DOMAINS if name.startswith(d)), None)
+    if domain is None:
+        raise UserError(f"{where}: domain {row.get('domain')!r}: expected one of {', '.join(DOMAINS)}")
+    sides = [need(row, where, key, kind=list) for key in ("chosen", "rejected")]
+    if any(len(side) != 3 or not all(isinstance(text, str) for text in side) for side in sides):
+        raise UserError(f"{where}: chosen and rejected should be lists of three texts")
+    return domain, need(row, where, "prompt"), *sides
+
+
 def rmbench_pairs(row, where):
-    """The three same-style pairs of an RM-Bench item: concise, detailed plain text, detailed markdown."""
-    chosen, rejected = (need(row, where, key, kind=list) for key in ("chosen", "rejected"))
-    if len(chosen) != 3 or len(rejected) != 3:
-        raise UserError(f"{where}: {len(chosen)} chosen and {len(rejected)} rejected, expected 3 styles of each")
-    item, domain = str(row.get("id", where)), str(row.get("domain", row.get("subset", "")))
-    prompt = need(row, where, "prompt")
-    return [Pair(prompt, c, r, f"{item}/{i}", domain) for i, (c, r) in enumerate(zip(chosen, rejected))]
+    """The three same-style pairs of an RM-Bench item."""
+    domain, prompt, *sides = rmbench_item(row, where)
+    return [Pair(prompt, c, r, f"{row.get('id', where)}/{i}", domain) for i, (c, r) in enumerate(zip(*sides))]
 
 
 def hash_text(text):
@@ -132,7 +144,7 @@ def hash_text(text):
 
 def problem_of(pair):
     """The problem a pair belongs to: what the split and the bootstrap keep together."""
-    return pair.id.partition("#")[0]
+    return pair.id.rpartition("#")[0] or pair.id
 
 
 def split_pairs(pairs, held_out, seed=0, by="problem"):
@@ -408,8 +420,8 @@ def verify(sandbox, answers, policy, args):
         results = execute(sandbox, [(p, code) for p, _, code, *_ in rows], stop_early=False, repeat=args.repeat)
         return [
             Sample(
-                p.id, p.prompt, completion, code, reason, r and verdict_of(r), r and r.pass_rate,
-                len(p.tests.cases), p.source, parent, policy,
+                p.id, rm_prompt(p, args.rm_prompt, args.prompt_style), completion, code, reason, r and verdict_of(r),
+                r and r.pass_rate, len(p.tests.cases), p.source, parent, policy,
             )
             for (p, completion, code, reason, parent), r in zip(rows, results)
         ]  # fmt: skip
@@ -428,13 +440,16 @@ def verify(sandbox, answers, policy, args):
     return sorted(samples, key=lambda s: order[s.problem])
 
 
+def prompt_ids(tokenizer, problem, style):
+    """The ids that a policy answers: the problem as a user turn, and the beginning of the assistant's."""
+    user = {"role": "user", "content": policy_prompt(problem, style)}
+    return tokenizer.encode(tokenizer.chat([user], add_generation_prompt=True))
+
+
 def rollouts(model, tokenizer, numbered, args):
     """[(number, problem)] -> [(problem, completion, Extraction)], args.group of each problem. `number` is the key of
     the problem's random numbers."""
-    prompts = [
-        tokenizer.encode(tokenizer.chat([{"role": "user", "content": policy_prompt(p, args.prompt_style)}], True))
-        for _, p in numbered
-    ]
+    prompts = [prompt_ids(tokenizer, p, args.prompt_style) for _, p in numbered]
     completions = generate(
         model, prompts, n=args.group, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
         stop_ids=tokenizer.stop_ids, seed=args.seed, prompt_keys=[number for number, _ in numbered],
@@ -530,6 +545,9 @@ def make_pairs(samples, rules, seed=0):
         dealt.append([(good[i % len(good)], bad[(i + i // turns) % len(bad)]) for i in range(len(good) * len(bad))])
     pairs = select(funnel, "pairs", dealt, rules.max_pairs, "--max-pairs", rules, rng)
 
+    known = {(s.problem, normalised(s.code)) for s in valid}
+    rule = "none of the candidates"
+    changed = keep(funnel, "mutants", changed, lambda s: (s.problem, normalised(s.code)) not in known, rule)
     changed = graded(funnel, ("mutants", "mutants"), changed, rules.min_tests)
     changed = keep(
         funnel, "mutants", changed, lambda s: s.verdict != "pass" or s.num_tests >= rules.survivor_tests,

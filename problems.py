@@ -75,7 +75,8 @@ def check_choice(args, **allowed):
     """Raises UserError if an argument is none of the words allowed for it."""
     for name, words in allowed.items():
         if getattr(args, name) not in words:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {', '.join(words)}")
+            expected = ", ".join(word for word in words if word)
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
 
 
 def run_cli(main):
@@ -142,7 +143,8 @@ def policy_prompt(problem, style="plain"):
     sentence inside the user turn, the format heading directly behind the question).
     """
     if style == "plain":
-        starter = f"\n\nStart from this code:\n```python\n{problem.starter}\n```" if problem.starter else ""
+        starter = f"\n\nStart from this code:\n```python\n{problem.starter}\n```"
+        starter = "" if problem.starter in problem.prompt else starter
         return f"{problem.prompt}{starter}\n\nAnswer with one ```python block."
     if style == "lcb":
         if problem.starter:
@@ -165,6 +167,11 @@ def policy_prompt(problem, style="plain"):
 # loading
 
 
+def rm_prompt(problem, kind="bare", style="plain"):
+    """What a reward model reads as the user turn: the bare statement, or with kind "full" what the policy was asked."""
+    return policy_prompt(problem, style) if kind == "full" else problem.prompt
+
+
 def load_problems(spec, limit=None, min_tests=0, seed=0, log=None, flag="--problems"):
     """`SPEC[,SPEC...]` -> list of Problem.
 
@@ -173,15 +180,16 @@ def load_problems(spec, limit=None, min_tests=0, seed=0, log=None, flag="--probl
     `limit` keeps the first rows of each spec; `min_tests` drops problems that have tests, but fewer. `log` (a function
     of one string, e.g. print) is told what was loaded and dropped. Raises UserError naming `flag`.
     """
+    check_limit(limit)
     problems = []
     for part in spec.split(","):
         kind, _, path = part.partition(":")
         if part in ("toy:train", "toy:untested", "toy:untested+tests", "toy:test"):
             found = toy_problems(path.removesuffix("+tests"), seed, limit, with_tests=path.endswith("+tests"))
         elif part.endswith((".jsonl", ".jsonl.gz")) and (not path or kind == "hub"):
-            found = [own_problem(row, where) for row, where in read_rows(part, limit)]
+            found = [checked(own_problem(row, where), where) for row, where in read_rows(part, limit)]
         elif kind in LOADERS:
-            found = [LOADERS[kind](row, where) for row, where in read_rows(path, limit)]
+            found = [checked(LOADERS[kind](row, where), where) for row, where in read_rows(path, limit)]
         else:
             raise UserError(
                 f"{flag} {part!r}: expected toy:train, toy:untested, toy:test, a .jsonl file or FORMAT:PATH; formats: "
@@ -203,6 +211,12 @@ def load_problems(spec, limit=None, min_tests=0, seed=0, log=None, flag="--probl
     if len(set(ids)) < len(ids):
         raise UserError(f"{flag} {spec!r}: id {next(i for i in ids if ids.count(i) > 1)!r} appears twice")
     return problems
+
+
+def check_limit(limit):
+    """Raises UserError where --limit is no number of rows."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: expected at least 1")
 
 
 def local_file(path):
@@ -241,14 +255,22 @@ def raw_rows(path):
         if not isinstance(rows, list):
             raise UserError(f"{path}: expected a JSON list of rows, found {type(rows).__name__}")
         return rows
-    return (
-        line for line in (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") if line.strip()
-    )
+    return json_lines(path)
+
+
+def json_lines(path):
+    """The lines of a text file, zipped or not, that are not blank. Raises UserError where it is damaged."""
+    try:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+            yield from (line for line in file if line.strip())
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not JSON lines in UTF-8: {error}") from None
 
 
 def read_rows(path, limit=None):
     """Rows of a .jsonl, .jsonl.gz, .json (a list) or .parquet file, local or `hub:`, with the place each came from:
     yields (dict, "FILE row N"). Raises UserError."""
+    check_limit(limit)
     path, count = local_file(path), 0
     for count, row in enumerate(itertools.islice(raw_rows(path), limit), 1):
         if isinstance(row, str):
@@ -271,6 +293,18 @@ def need(row, where, *keys, kind=str):
                 raise UserError(f"{where}: key {key!r} should be {kind.__name__}, found {row[key]!r:.80}")
             return row[key]
     raise UserError(f"{where}: no key {' or '.join(map(repr, keys))}; found {sorted(row)}")
+
+
+def checked(problem, where):
+    """The problem, if its tests are what the sandbox runs; UserError with file, row and what was found."""
+    from sandbox import as_tests
+
+    try:
+        if problem.tests:
+            as_tests(problem.tests)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return problem
 
 
 CASE_KEYS = {"stdin": ({"input", "output"},), "call": ({"args", "expected"},), "assert": ({"assert"}, {"check"})}
@@ -303,7 +337,7 @@ def mbpp_problem(row, where):
     """google-research MBPP: text, code, test_list, test_setup_code. The first assert goes into the statement, as in the
     MBPP paper's prompt: without it nobody can know the function's name."""
     asserts = need(row, where, "test_list", kind=list)
-    prompt = f"{need(row, where, 'text', 'prompt')}\n\nYour code should pass this test:\n{asserts[0]}"
+    prompt = f"{need(row, where, 'text', 'prompt')}\n\nYour code should pass this test:\n{''.join(asserts[:1])}"
     tests = Tests("assert", [{"assert": a} for a in asserts], setup=row.get("test_setup_code") or "")
     solution = need(row, where, "code").replace("\r\n", "\n")
     return Problem(f"mbpp/{row.get('task_id', where)}", prompt, tests, solution, "mbpp")
@@ -315,7 +349,7 @@ def humaneval_problem(row, where):
     # A check may call helpers that the prompt defines: it gets the prompt's own, not the program's.
     tests = Tests("assert", [{"check": need(row, where, "test")}], entry_point=entry_point, setup=prompt)
     solution = prompt + need(row, where, "canonical_solution")
-    statement = f"Complete the function `{entry_point}`."
+    statement = f"Complete the function `{entry_point}`:\n\n{prompt}"  # a reward model sees no starter code
     return Problem(need(row, where, "task_id"), statement, tests, solution, "humaneval", starter=prompt)
 
 
@@ -327,7 +361,9 @@ def cure_problem(row, where):
         raise UserError(f"{where}: {len(inputs)} in 'test_input', {len(outputs)} in 'test_output'")
     cases = [{"input": i, "output": o} for i, o in zip(inputs, outputs)]
     tests = Tests("stdin", cases, time_limit=row.get("test_time_limit")) if cases else None
-    return Problem(str(row.get("task_id", where)), need(row, where, "question"), tests, None, "cure")
+    file, _, number = where.rpartition(" row ")
+    name = os.path.basename(file).partition(".")[0]  # LiveBench, CodeForces, ...: each is a part of the results
+    return Problem(f"{name}/{row.get('task_id', number)}", need(row, where, "question"), tests, None, name)
 
 
 def deepcoder_problem(row, where):
@@ -360,7 +396,7 @@ def deepcoder_problem(row, where):
         is_call = bool(name) and test.get("testtype", test.get("type")) not in ("stdin", "stdin_stdout")
         cases.append(call_case(given, wanted, where) if is_call else {"input": given, "output": wanted})
     starter = row.get("starter_code") or ""
-    entry_point = (f"Solution.{name}" if "class Solution" in starter or not starter else name) if is_call else None
+    entry_point = (f"Solution.{name}" if "class Solution" in starter else name) if is_call else None
     found = Tests("call" if is_call else "stdin", cases, entry_point=entry_point) if cases else None
     solutions = row.get("solutions")
     solution = solutions[0] if isinstance(solutions, list) and solutions else None

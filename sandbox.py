@@ -32,6 +32,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import hashlib
 import json
 import mmap
 import os
@@ -53,6 +54,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 
 try:
     import fcntl
@@ -92,7 +94,9 @@ class Limits:
 class Result:
     """`verdicts`: one word a test that was run. `pass_rate`: passes / all tests (a true rate if stop_early=False).
     `trusted`: False when a test could not be judged (unsupported, harness_error): mask such a sample, do not score it.
-    `degraded`: the level was basic. `cpu_s`, `wall_s`: seconds over all tests. `detail`: about the first failure."""
+    `degraded`: the level was basic. `cpu_s`, `wall_s`: seconds over all tests. `detail`: about the first failure.
+    `answer`: a short hash of what was printed or returned in the tests that were run, None if that is nothing or if it
+    cannot be seen (a `check`): programs with equal ones answer alike."""
 
     passed: bool
     verdicts: list[str]
@@ -102,6 +106,7 @@ class Result:
     trusted: bool = True
     degraded: bool = False
     detail: str = ""
+    answer: str | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -271,14 +276,36 @@ class Sandbox:
             bar.close()
 
 
+CASES = {  # what a test of a kind holds
+    "stdin": {"input": "text", "output": "text"},
+    "call": {"args": "list", "expected": "value"},
+    "assert": {"assert": "text"},
+    "check": {"check": "text"},  # may take the place of an assert
+}
+KINDS = {"text": str, "list": list | tuple, "value": object}
+
+
 def as_tests(tests):
     """Tests of problems.py, or a dict with its keys; checked, so that a mistake is not scored as a failing program."""
     if isinstance(tests, dict):
-        tests = types.SimpleNamespace(**{"entry_point": None, "setup": "", "time_limit": None, **tests})
-    if tests is None or not tests.cases:
+        tests = types.SimpleNamespace(**{"kind": None, "entry_point": None, "setup": "", "time_limit": None} | tests)
+    cases, limit = getattr(tests, "cases", None), getattr(tests, "time_limit", None)
+    if not isinstance(cases, list | tuple) or not cases:
         raise ValueError("no tests: a program without tests cannot be run for a verdict")
     if tests.kind not in ("stdin", "call", "assert"):
         raise ValueError(f"tests.kind is {tests.kind!r}, expected stdin, call or assert")
+    for i, case in enumerate(cases):
+        is_check = tests.kind == "assert" and isinstance(case, dict) and "check" in case
+        wanted = CASES["check" if is_check else tests.kind]
+        fits = (key in case and isinstance(case[key], KINDS[kind]) for key, kind in wanted.items())
+        if not isinstance(case, dict) or not all(fits):
+            expected = " and ".join(f"{key!r} ({kind})" for key, kind in wanted.items())
+            raise ValueError(f"tests.cases[{i}] is {case!r:.80}, expected {expected}")
+    for name in ("entry_point", "setup"):
+        if not isinstance(getattr(tests, name), str | None):
+            raise ValueError(f"tests.{name} is {getattr(tests, name)!r:.80}, expected a text")
+    if limit is not None and not (isinstance(limit, int | float) and 1e-3 <= limit <= 1e5):
+        raise ValueError(f"tests.time_limit is {limit!r:.80}, expected seconds")
     if tests.kind == "call" and not tests.entry_point:
         raise ValueError("tests of kind call need an entry_point")
     if not tests.entry_point and any("check" in c for c in tests.cases):
@@ -311,8 +338,8 @@ class Judge:
         self.worker, self.tester, self.tests, self.stop_early = worker, tester, tests, stop_early
         self.limits = limits
         self.cpu = self.wall = 0.0
-        self.words, self.details = {}, {}
-        job = {"code": code, "setup": tests.setup or "", "lenient": tests.kind == "assert"}
+        self.words, self.details, self.answers = {}, {}, {}
+        job = {"code": code, "setup": tests.setup or "", "lenient": tests.kind == "assert", "entry": tests.entry_point}
         self.job = json.dumps(job).encode()  # all that the program's process is told before it runs
 
     def grade(self):
@@ -327,7 +354,13 @@ class Judge:
         detail = "" if failed is None else f"test {failed}: {self.details[failed] or self.words[failed]}"
         detail = detail.encode("utf-8", "replace").decode()  # whoever logs it must not meet a lone surrogate
         trusted = not {"unsupported", "harness_error"} & set(words)
-        return Result(passes == n, words, passes / n, self.cpu, self.wall, trusted, detail=detail)
+        answer = hashlib.sha256(repr(sorted(self.answers.items())).encode()).hexdigest()[:12] if self.answers else None
+        return Result(passes == n, words, passes / n, self.cpu, self.wall, trusted, detail=detail, answer=answer)
+
+    def said(self, i, word, text):
+        """Note what the program printed or returned in a test (bytes), if it did."""
+        if word in ("pass", "wrong_answer"):
+            self.answers[i] = hashlib.sha256(text).hexdigest()
 
     def set(self, i, word, detail=""):
         """Note a verdict; False if the suite is decided."""
@@ -362,6 +395,7 @@ class Judge:
                 word = "pass"
             elif not word:
                 word, detail = "wrong_answer", f"printed {text[:200]!r}, expected {case['output'][:200]!r}"
+            self.said(i, word, run.out.strip())
             if not self.set(i, word, detail):
                 return
 
@@ -382,7 +416,9 @@ class Judge:
             question = json.dumps(calls).encode()  # all at once: arguments are no secret, only expected values are
             while left:
                 i, *case = left[0]
-                word, detail = judge_answer(ask(question), *case)
+                line = ask(question)
+                word, detail = judge_answer(line, *case)
+                self.said(i, word, line)
                 question = None
                 del left[0]
                 if not self.set(i, word, detail):
@@ -411,7 +447,8 @@ class Judge:
 
             self.worker.begin(SERVE, [job, out, err, theirs, clock], self.limits, n)
             try:
-                first = parse_answer(ask(b"null"))
+                line = ask(b"null")
+                first = parse_answer(line) if len(line) <= MAX_EXTRA else None
                 ready, failed = first == "ready", failure(first)
                 if ready:
                     say(ask)
@@ -1164,9 +1201,11 @@ def child(mode, fds, cpu_s, memory, output, layers):
         sys.stdin = sys.__stdin__ = open(0, errors="surrogateescape", **text)
         sys.stdout = sys.__stdout__ = open(1, "w", errors="surrogateescape", **text)
         sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", **text)
-        module = types.ModuleType("__main__")  # dataclasses, typing and pickle look the program up under this name
+        # Whose functions are called is imported, as a test file would: `if __name__ == "__main__":` must not run there.
+        # dataclasses, typing and pickle look the program up under its name.
+        module = types.ModuleType("__main__" if mode == RUN else "main")
         module.__dict__.update(__file__="main.py", __builtins__=builtins)
-        sys.modules["__main__"] = module
+        sys.modules["__main__"] = sys.modules[module.__name__] = module
         (run_program, serve_calls, run_tests)[mode](job, module)
     except BaseException as error:  # the program broke what answers for it, or left it no memory
         os.write(2, type(error).__name__.encode())
@@ -1190,7 +1229,7 @@ def load(job, module):
     try:
         if len(job["code"].encode("utf-8", "replace")) > MAX_SOURCE:
             raise SyntaxError("program too large")
-        code = compile(job["code"], "main.py", "exec", dont_inherit=True)
+        code = compile(job["code"].removeprefix("\ufeff"), "main.py", "exec", dont_inherit=True)
     except MemoryError:
         raise
     except Exception as error:  # ValueError: null bytes; UnicodeEncodeError: lone surrogates; RecursionError: nesting
@@ -1226,12 +1265,13 @@ def run_program(job, module):
         atexit._run_exitfuncs()
     except BaseException:
         code = code or 1
-    try:
-        for stream in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__):
+    for stream in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__):
+        try:
             if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
-    except BaseException:
-        code = code or 120  # what CPython exits with
+        except BaseException:
+            if stream is sys.stdout:  # what CPython exits with; it asks neither `sys.__stdout__`, which may be detached
+                code = code or 120
     os._exit((code or 0) & 255)
 
 
@@ -1246,7 +1286,7 @@ def serve_calls(job, module):
         return {"o": number}
 
     def find(on):
-        return resolve(module, on) if isinstance(on, str) else kept[on]
+        return resolve(module, on, job["entry"]) if isinstance(on, str) else kept[on]
 
     def answer(question):
         try:
@@ -1277,13 +1317,13 @@ def serve_calls(job, module):
             send(answer(question))
 
 
-def resolve(module, path):
+def resolve(module, path, entry=None):
     """`f`, `Solution.method` (a new Solution each time), or a bare method name of a class Solution."""
     first, *rest = path.split(".")
     names = module.__dict__
     if first not in names and not rest and hasattr(names.get("Solution"), first):
         first, rest = "Solution", [first]
-    if first not in names and hasattr(builtins, first):
+    if first not in names and first != entry and hasattr(builtins, first):
         return getattr(builtins, first)
     if first not in names:
         raise NameError(f"name {first!r} is not defined")
@@ -1376,8 +1416,22 @@ class Remote:
 
     __hash__ = object.__hash__
 
-    def __bool__(self):
-        raise TypeError("the program's own object has no truth value here")
+    def __bool__(self):  # one bit, with which the program could as well have answered
+        for name in ("__bool__", "__len__"):
+            with contextlib.suppress(AttributeError):
+                if type(value := ask(self, "call", name)) in (bool, int):
+                    return bool(value)
+                raise TypeError(f"{name} of the program's own object gave no number")
+        return True
+
+    def __str__(self):  # text, which the test compares
+        return ask(self, "call", "__str__")
+
+    def __repr__(self):
+        return ask(self, "call", "__repr__")
+
+    def __instancecheck__(self, other):
+        raise Unsupported("isinstance() with a class of the program")
 
 
 def ask(remote, op, name, args=(), named=None):
@@ -1435,7 +1489,7 @@ def test_names(source, case, entry):
     helper that the program could redefine must not take part in judging it (HumanEval/32 calls `poly`)."""
     names = {"__name__": "tests", "__builtins__": builtins}
     for name in free_names(source):
-        if name in sys.stdlib_module_names:  # never the program's `math`: it could have patched that
+        if name in sys.stdlib_module_names and name != entry:  # never the program's `math`: it could have patched that
             names[name] = __import__(name)
         elif not hasattr(builtins, name) or name == entry:
             if "check" in case and name != entry:
@@ -1452,8 +1506,14 @@ def run_tests(job, module):
         word, message = "pass", ""
         try:
             source = job["setup"] + "\n" + (case.get("assert") or case["check"])
-            space = test_names(source, case, job["entry"])
-            exec(compile(source, "tests.py", "exec", dont_inherit=True), space)
+            try:
+                space = test_names(source, case, job["entry"])
+                code = compile(source, "tests.py", "exec", dont_inherit=True)
+            except (SyntaxError, ValueError) as error:
+                raise Unsupported(f"the test does not compile: {error}") from None
+            exec(code, space)
+            if "check" in case and "check" not in space:
+                raise Unsupported("the test defines no check(candidate)")
             if "check" in case:
                 space["check"](Remote(job["entry"]))
         except Unsupported as error:
@@ -1478,6 +1538,8 @@ RICH = {
     "range": ("builtins", int, lambda v: (v.start, v.stop, v.step)), "deque": ("collections", list, lambda v: ([*v],)),
     "Fraction": ("fractions", int, lambda v: (v.numerator, v.denominator)),
     "Decimal": ("decimal", str, lambda v: (str(v),)),
+    "date": ("datetime", int, lambda v: (v.year, v.month, v.day)),
+    "timedelta": ("datetime", int, lambda v: (v.days, v.seconds, v.microseconds)),
 }  # fmt: skip
 
 
@@ -1638,6 +1700,8 @@ def same_value(expected, actual):
         return expected == actual
     if isinstance(expected, int | float) and isinstance(actual, int | float):
         return expected == actual
+    if isinstance(expected, int | float) and isinstance(actual, Fraction | Decimal):
+        return same_value(float(expected), float(actual)) if isinstance(expected, float) else expected == actual
     return type(expected) is type(actual) and expected == actual
 
 
@@ -1705,8 +1769,13 @@ def battery(path, level):
 def run_file(program, tests, level, every):
     with open(program, encoding="utf-8", errors="surrogateescape") as file:
         code = file.read()
-    with open(tests, encoding="utf-8") as file:
-        tests = json.load(file)
+    try:
+        with open(tests, encoding="utf-8") as file:
+            loaded = json.load(file)
+        as_tests(loaded)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--tests {tests}: {error}") from None
+    tests = loaded
     with Sandbox(1, level) as sb:
         result = sb.run(code, tests, stop_early=not every)
     print(json.dumps(vars(result)))

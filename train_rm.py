@@ -30,6 +30,7 @@ import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -97,6 +98,7 @@ class Args(PairRules):
     temperature: float = 1.0  # sampling temperature
     max_new_tokens: int = 160  # longest sampled answer
     prompt_style: str = "plain"  # plain or lcb: the policy's prompt
+    rm_prompt: str = "bare"  # what the reward model reads of a problem: bare statement, or full: the policy's prompt
     extract: str = "strict"  # extraction mode
     sandbox: str = "strict"  # isolation level: strict or basic
     augment: bool = False  # add rewritten pairs and wrong programs that look right to the training pairs
@@ -242,20 +244,28 @@ def mean(values):
     return sum(values) / len(values) if len(values) else math.nan
 
 
-def bootstrap(values, groups, rounds=1000, seed=0):
-    """Mean of `values` and its 95% interval, resampling whole groups (problems) with replacement; nan for one group."""
-    sums = {}
-    for value, group in zip(values, groups, strict=True):
-        total_, n = sums.get(group, (0.0, 0))
-        sums[group] = (total_ + value, n + 1)
+def bootstrap(values, groups=None, rounds=1000, seed=0):
+    """Mean of `values` and its 95% interval, resampling whole groups (problems; None: each value is one) with
+    replacement; nan for one group."""
+    values = np.asarray(values, dtype=float)
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))} if groups is not None else range(len(values))
+    index = [number[group] for group in groups] if groups is not None else number
+    sums, sizes = np.bincount(index, values), np.bincount(index)
     if len(sums) < 2:
-        return sum(values) / len(values), math.nan, math.nan
-    sums, rng, means = list(sums.values()), random.Random(seed), []
-    for _ in range(rounds):
-        drawn = rng.choices(sums, k=len(sums))
-        means.append(sum(s for s, _ in drawn) / sum(n for _, n in drawn))
-    means.sort()
-    return sum(values) / len(values), means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
+        return float(values.mean()), math.nan, math.nan
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(rounds, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def ranks(values):
+    """Ranks from 0, equal values sharing their mean rank.
+
+    >>> ranks([5.0, 1.0, 5.0]).tolist()
+    [1.5, 0.0, 1.5]
+    """
+    _, index, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[index]
 
 
 def auc(scores, passed):
@@ -264,10 +274,9 @@ def auc(scores, passed):
     >>> auc([3.0, 2.0, 2.0, 1.0], [True, True, False, False])
     0.875
     """
-    good, bad = ([s for s, p in zip(scores, passed, strict=True) if bool(p) == wanted] for wanted in (True, False))
-    if not good or not bad:
-        return math.nan
-    return mean([(g > b) + 0.5 * (g == b) for g in good for b in bad])
+    passed = np.asarray(passed, dtype=bool)
+    good, bad = passed.sum(), (~passed).sum()
+    return float((ranks(scores)[passed].sum() - good * (good - 1) / 2) / (good * bad)) if good and bad else math.nan
 
 
 def ece(probabilities, passed, bins=10):
@@ -307,7 +316,8 @@ def fit_calibration(scores, passed):
     half of the programs with the fit of the other half."""
     if len(scores) < 4 or len(set(map(bool, passed))) < 2:
         raise UserError(f"calibration needs passing and failing programs, at least 4 in all; there are {len(scores)}")
-    halves = [(scores[i::2], passed[i::2]) for i in (0, 1)]
+    order = random.Random(0).sample(range(len(scores)), len(scores))  # a pair file alternates right and wrong programs
+    halves = [([scores[i] for i in order[h::2]], [passed[i] for i in order[h::2]]) for h in (0, 1)]
     predicted, right = [], []
     for fitted, measured in (halves, halves[::-1]):
         fit = fit_logistic(*fitted)
@@ -552,8 +562,10 @@ def arguments():
     args = parse_args(Args)
     check_least(args, 1, "group batch save_every token_budget max_length max_new_tokens min_tests max_pairs max_uses "
                 "repeat steps limit")  # fmt: skip
-    check_least(args, 0, "lr epochs weight_decay margin center mutants held_out temperature near_miss length_balance")
-    check_choice(args, extract=MODES)
+    check_least(args, 0, "lr epochs weight_decay margin center mutants held_out temperature near_miss")
+    check_choice(args, extract=MODES, rm_prompt=("bare", "full"))
+    if args.length_balance < 0.5:
+        raise UserError(f"--length-balance {args.length_balance}: expected at least 0.5 (as many as the other side)")
     if args.held_out >= 1:
         raise UserError(f"--held-out {args.held_out}: expected a share below 1")
     return args
@@ -614,7 +626,7 @@ def main():
         state |= {"step": step, "skipped": state["skipped"] + skipped}
         interrupted = agree(interrupt.asked)
         if step % args.save_every == 0 or step == steps or interrupted:
-            run.save(model, tokenizer, args.max_length, **state | {"optimizer": optimizer.state_dict()})
+            run.save(model, tokenizer, args.max_length, args.rm_prompt, **state | {"optimizer": optimizer.state_dict()})
         if interrupted:
             raise KeyboardInterrupt
     interrupt.end()

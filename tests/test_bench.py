@@ -17,9 +17,11 @@ import torch
 
 import bench
 import problems as data  # not `Tests` by name: pytest would collect it
+import train_rm
 from bench import best_of_k, majority_at_k, pass_at_k, sign_flip_p, spearman
 from codescaler import Config, KVCache, Qwen3, RewardModel, load_model
-from problems import Problem, UserError, load_problems
+from pairs import load_pairs
+from problems import UserError, load_problems
 from sandbox import Sandbox
 from train_rm import bootstrap
 
@@ -128,10 +130,10 @@ def test_sign_flip_test_counts_the_sign_patterns():
 
 def test_interval_agrees_with_the_bootstrap_over_groups_of_one():
     values = [float(i % 3 == 0) for i in range(90)]
-    ours, theirs = bench.interval(values), bootstrap(values, range(90))
+    ours, theirs = bootstrap(values), bootstrap(values, range(90))
     assert ours[0] == pytest.approx(theirs[0]) and ours[1:] == pytest.approx(theirs[1:], abs=0.03)
     assert bench.paired([1.0, 1.0], [0.5, 0.5]) == (0.5, 0.5, 0.5)
-    for mean, *ends in (bench.interval([0.5]), bootstrap([0.0, 1.0], "aa")):  # one problem says nothing about others
+    for mean, *ends in (bootstrap([0.5]), bootstrap([0.0, 1.0], "aa")):  # one problem says nothing about others
         assert mean == 0.5 and np.isnan(ends).all()
 
 
@@ -162,7 +164,8 @@ def test_store_has_a_header_and_a_row_a_sample(store):
         assert [row["sample"] for row in rows] == [0, 1, 2, 3, 4]
         assert rows[4]["verdict"] == "pass" and rows[4]["mean_logp"] is None  # the injected solution
         for row in rows:
-            assert (row["score"] is None) == (row["code"] is None) and row["mean_logp"] is None or row["mean_logp"] <= 0
+            assert (row["score"] is None) == (row["code"] is None)
+            assert row["mean_logp"] is None or row["mean_logp"] <= 0
             assert (row["verdict"] == "invalid") == (row["code"] is None)
             assert row["verdict"] != "pass" or (row["answer"] == rows[4]["answer"] and set(row["verdicts"]) == {"pass"})
     timed = [rows[0]["batched_s"] is not None and rows[0]["split_s"] > 0 for rows in groups.values()]
@@ -222,24 +225,20 @@ def test_with_reference_solutions_as_samples_the_oracle_is_1(tmp_path, capsys):
 
 
 def test_answers_are_what_programs_return_and_print():
-    call = Problem("a", "", data.Tests("call", [{"args": [2], "expected": 0}, {"args": [3], "expected": 0}], "f"))
-    stdin = Problem("b", "", data.Tests("stdin", [{"input": "2\n", "output": "x"}]))
-    asserts = Problem("c", "", data.Tests("assert", [{"assert": "assert f(2) == 0"}]))
-    codes = [
-        "def f(x): return x * 2",
-        "def f(y):\n    return y + y",
-        "def f(x): return x ** 2",
-        "def f(x): 1 / 0",
-        None,
-    ]
+    call = data.Tests("call", [{"args": [2], "expected": 0}, {"args": [3], "expected": 0}], "f")
+    stdin = data.Tests("stdin", [{"input": "2\n", "output": "x"}])
+    asserts = data.Tests("assert", [{"assert": "assert f(2) == 0"}])
+    codes = ["def f(x): return x * 2", "def f(y):\n    return y + y", "def f(x): return x ** 2", "def f(x): 1 / 0"]
     with Sandbox(1, "basic") as sandbox:
-        same, also, other, broken, missing = bench.answer_ids(sandbox, [(call, code) for code in codes])
-        assert same == also and same != other and broken is None and missing is None
-        one, two, three = bench.answer_ids(
-            sandbox, [(stdin, "print(int(input()) * 2)"), (stdin, "print('4 ')"), (stdin, "print(5)")]
-        )
+
+        def answers(tests, codes):
+            return [r.answer for r in sandbox.map([(code, tests) for code in codes], stop_early=False)]
+
+        same, also, other, broken = answers(call, codes)
+        assert same == also and same != other and broken is None
+        one, two, three = answers(stdin, ["print(int(input()) * 2)", "print('4 ')", "print(5)"])
         assert one == two != three
-        twice, square = bench.answer_ids(sandbox, [(asserts, codes[0]), (asserts, codes[2])])
+        twice, square = answers(asserts, [codes[0], codes[2]])
         assert twice == square is not None  # 2 * 2 == 2 ** 2
 
 
@@ -299,9 +298,9 @@ def test_a_file_of_one_domain_names_it_and_bad_rows_are_refused(tmp_path):
     del rows[0]["domain"]
     for name in ("code_filtered.json", "other.json"):
         (tmp_path / name).write_text(json.dumps(rows))
-    assert bench.rmbench_items(str(tmp_path / "code_filtered.json"))[0][0] == "code"
+    assert load_pairs(f"rmbench:{tmp_path}/code_filtered.json")[0].source == "code"
     with pytest.raises(UserError, match="expected one of chat, code, math, safety"):
-        bench.rmbench_items(str(tmp_path / "other.json"))
+        load_pairs(f"rmbench:{tmp_path}/other.json")
 
 
 def test_long_answers_lose_their_beginning_and_batches_change_nothing(reward_model):
@@ -329,6 +328,17 @@ def test_pair_accuracy_and_calibration(tmp_path, capsys):
     assert rows[-1]["part"] == "all" and rows[-1]["accuracy"] == pytest.approx(np.mean(wins))
     calibration = json.loads((rm / "calibration.json").read_text())
     assert calibration["n"] == 24 and {"slope", "intercept", "ece", "auc"} <= set(calibration)
+
+
+def test_calibration_error_does_not_depend_on_the_order_of_the_programs():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=1000)
+    passed = list(rng.random(1000) < 1 / (1 + np.exp(-2 * scores)))
+    drawn = train_rm.fit_calibration(list(scores), passed)["ece"]
+    right, wrong = ([s for s, p in zip(scores, passed) if p == kind] for kind in (True, False))
+    in_turn = [s for both in zip(right, wrong) for s in both]  # as pair files have them
+    turned = train_rm.fit_calibration(in_turn, [True, False] * (len(in_turn) // 2))["ece"]
+    assert drawn < 0.06 and turned < 0.06
 
 
 def test_store_correlation_equals_its_definition(store, capsys, reward_model):
@@ -411,7 +421,7 @@ def test_needed_flops_and_bytes_worked_example():
     block = 2 * (2 * 2 + 2 * 1) * 3 + 3 * 2 * 5 + 4 + 6  # matrices and norms
     # A prompt of 2 with answers of 1 and 2 tokens: 5 tokens; 3 + 3 + (3 + 4) query-key pairs.
     assert bench.group_flops(c, [(2, [1, 2])], heads=3) == 2 * block * 5 + 4 * 2 * 3 * 13 + 2 * 2 * 11 * 3
-    assert bench.decode_bytes(c, [(2, [1, 2])], 4) == 4 * ((block + 22) + (2 * 2 + 1 + 3) * 2 * 1 * 3)
+    assert bench.decode_bytes(c, [(2, [1, 2])], 4) == 4 * ((block + 22) + (2 + 1) * 2 * 1 * 3)
 
 
 @pytest.mark.parametrize("peer", [False, True])

@@ -515,7 +515,7 @@ def test_another_template_is_refused(tmp_path, reward_model, monkeypatch):
     cs.save_model(reward_model.model, reward_model.tokenizer, folder, max_length=512)
     written = json.loads((folder / "codescaler.json").read_text())
     assert cs.RewardModel(folder, device="cpu").max_length == 512
-    assert cs.RewardModel(folder, device="cpu", max_length=512, prompt="bare statement").max_length == 512
+    assert cs.RewardModel(folder, device="cpu", max_length=512, prompt="bare").max_length == 512
     for values, flag in ((dict(max_length=4096), "--max-length 4096"), (dict(prompt="full"), "--rm-prompt full")):
         with pytest.raises(UserError, match=flag):
             cs.RewardModel(folder, device="cpu", **values)

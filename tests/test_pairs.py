@@ -122,7 +122,8 @@ ADD = Problem(
     "def add(a, b):\n    total = a + b\n    return total", "mine",
 )  # fmt: skip
 ARGS = SimpleNamespace(
-    candidates="mutants", policy=[], group=1, seed=0, extract="strict", **dataclasses.asdict(PairRules(mutants=6))
+    candidates="mutants", policy=[], group=1, seed=0, extract="strict", prompt_style="plain", rm_prompt="bare",
+    **dataclasses.asdict(PairRules(mutants=6))
 )
 
 
@@ -135,16 +136,19 @@ def test_candidates_without_a_model(sandbox, tmp_path):
     file = tmp_path / "samples.jsonl"
     rows = [{"header": {}}, {"problem": "add", "completion": "```python\ndef add(a, b):\n    return b\n```"}]
     rows += [{"problem": "add", "code": ADD.solution}, {"problem": "add", "code": "def add("}]
+    rows += [{"problem": "add", "code": "def add(a, b): return a + b if a else 0"}]  # fails the first test only
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (found,) = pairs.collect_samples([ADD], SimpleNamespace(**vars(ARGS) | {"candidates": str(file)}), sandbox)
-    assert [s.verdict for s in found if not s.parent] == ["wrong_answer", "pass", None]
+    assert [s.verdict for s in found if not s.parent] == ["wrong_answer", "pass", None, "wrong_answer"]
+    assert [s.pass_rate for s in found if not s.parent] == [0.2, 1.0, None, 0.8]
     with pytest.raises(UserError, match="no program for any of 1 problems"):
         list(pairs.collect_samples([dataclasses.replace(ADD, solution=None)], ARGS, sandbox))
 
 
 def test_a_program_that_passes_only_sometimes_is_dropped(sandbox):
     coin = "import random\ndef add(a, b): return a + b if random.random() < 0.8 else 0"
-    rows, args = [(ADD, "", SimpleNamespace(code=coin, reason="ok"))], SimpleNamespace(repeat=2, mutants=0, seed=0)
+    rows = [(ADD, "", SimpleNamespace(code=coin, reason="ok"))]
+    args = SimpleNamespace(**vars(ARGS) | {"repeat": 2, "mutants": 0})
     words = {pairs.verify(sandbox, rows, "", args)[0].verdict for _ in range(40)}
     assert "flaky" in words  # 0.8^5 * (1 - 0.8^5) = 0.22 of the time; never in 40: 5e-5
 
@@ -279,7 +283,7 @@ def test_rmbench_pairs_are_of_one_style(tmp_path):
         ("7/0", "a", "x", "code"), ("7/1", "b", "y", "code"), ("7/2", "c", "z", "code"),
     ]  # fmt: skip
     (tmp_path / "rm.json").write_text(json.dumps([row | {"chosen": ["a"]}]))
-    with pytest.raises(UserError, match="row 1: 1 chosen and 3 rejected"):
+    with pytest.raises(UserError, match="row 1: chosen and rejected should be lists of three texts"):
         load_pairs(f"rmbench:{tmp_path}/rm.json")
 
 

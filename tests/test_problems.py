@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import problems
-from problems import Problem, UserError, load_problems, policy_prompt
+from problems import Problem, UserError, load_problems, policy_prompt, rm_prompt
 from sandbox import Sandbox
 
 
@@ -46,6 +46,8 @@ def test_unseen_part_has_combinations_and_phrasings_never_trained_on(splits):
     seen = {p.format(k=k) for op in problems.STEPS + problems.REDUCTIONS for p in op.phrasings[:-1] for k in op.ks}
     held_out = {op.phrasings[-1].format(k=k) for op in problems.STEPS + problems.REDUCTIONS for k in op.ks}
     assert not seen & held_out
+    trained = [p.prompt for name in ("train", "untested") for p in splits[name]]
+    assert not [p for p in trained if any(f"{h}{end}" in p for h in held_out for end in (";", ".", ", then"))]
     assert all(any(h in p.prompt for h in held_out) for p in splits["test"] if p.source == "toy:unseen")
 
 
@@ -141,7 +143,8 @@ def test_humaneval_row_runs(tmp_path):
            "canonical_solution": "    return x + 1\n",
            "entry_point": "inc", "test": "def check(candidate):\n    assert candidate(1) == 2\n"}  # fmt: skip
     (problem,) = load_problems("humaneval:" + write(tmp_path, row))
-    assert problem.starter in policy_prompt(problem)
+    assert policy_prompt(problem).count("Adds one.") == 1
+    assert "Adds one." in rm_prompt(problem) and rm_prompt(problem, "full") == policy_prompt(problem)
     with Sandbox(workers=1) as sandbox:
         assert sandbox.run(problem.solution, problem.tests).passed
         assert not sandbox.run("def inc(x):\n    return x\n", problem.tests).passed
@@ -192,6 +195,7 @@ def test_deepcoder_rows_of_all_four_sources(tmp_path):
     rows.append({key: value for key, value in rows[0].items() if key != "metadata"})  # the name only in the test
     found = load_problems(f"deepcoder:{write_rows(tmp_path / 'rows.jsonl', rows)}")
     assert [p.tests.kind for p in found] == ["call", "stdin", "call", "stdin", "stdin", "call"]
+    assert solved(found[2], "def add(a, b):\n    return a + b")  # no starter code: a function or a method
     add = "class Solution:\n    def add(self, a, b):\n        return a + b"
     for problem in found:
         right, wrong = (
@@ -206,6 +210,45 @@ def test_deepcoder_rows_of_all_four_sources(tmp_path):
         path = write_rows(tmp_path / "bad.jsonl", [rows[1] | bad])
         with pytest.raises(UserError, match=f"row 1: .*{message}"):
             load_problems(f"deepcoder:{path}")
+
+
+@pytest.mark.parametrize(
+    "tests, message",
+    [
+        (
+            {"kind": "stdin", "cases": [{"input": 3, "output": "3"}]},
+            r"cases\[0\] is .*, expected 'input' \(text\) and 'output' \(text\)",
+        ),
+        ({"kind": "stdin", "cases": [{"input": "3", "output": 3}]}, r"cases\[0\] is .*, expected 'input' \(text\)"),
+        (
+            {"kind": "call", "entry_point": "f", "cases": [{"args": 3, "expected": 3}]},
+            r"expected 'args' \(list\) and 'expected'",
+        ),
+        ({"kind": "stdin", "cases": []}, "no tests"),
+        ({"kind": "assert", "cases": [{"check": "def check(candidate): pass"}]}, "an entry_point"),
+        (
+            {"kind": "stdin", "cases": [{"input": "", "output": ""}], "time_limit": -1},
+            "time_limit is -1, expected seconds",
+        ),
+    ],
+)
+def test_tests_that_cannot_run_are_refused_when_loaded(tests, message, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [{"id": "a", "prompt": "p", "tests": tests}])
+    with pytest.raises(UserError, match=f"rows.jsonl row 1: .*{message}"):
+        load_problems(str(path))
+
+
+def test_damaged_files_are_named(tmp_path):
+    for name, content in (
+        ("a.jsonl", b"\xff\xfe\n"),
+        ("b.jsonl.gz", b"no gzip"),
+        ("c.jsonl.gz", gzip.compress(b"{}")[:-9]),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: not JSON lines in UTF-8"):
+            load_problems(str(tmp_path / name))
+    with pytest.raises(UserError, match="--limit -1: expected at least 1"):
+        load_problems("toy:train", limit=-1)
 
 
 def test_rows_of_compressed_files_and_of_the_hub(tmp_path, monkeypatch):

@@ -99,6 +99,39 @@ def test_honest_program_passes(attacked, name):
     assert attacked[name].passed, attacked[name]
 
 
+@pytest.mark.parametrize(
+    "tests, code, verdict",
+    [
+        # a builtin or a standard module of the entry point's name is no answer, and no hindrance
+        ({"kind": "call", "entry_point": "sum", "cases": [{"args": [[1, 2]], "expected": 3}]},
+         "x = 1", "runtime_error"),
+        ({"kind": "assert", "entry_point": "sum", "cases": [{"check": "def check(c):\n    assert c([1, 2]) == 3"}]},
+         "x = 1", "runtime_error"),
+        ({"kind": "assert", "entry_point": "bisect", "cases": [{"assert": "assert abs(bisect(4) - 2) < 1e-6"}]},
+         "def bisect(x): return x / 2", "pass"),
+        # objects of the program: their truth and their text can be asked for
+        ({"kind": "assert", "cases": [{"assert": "assert f('abc') and not f('b')"}]},
+         "import re\ndef f(s): return re.match('a', s)", "pass"),
+        ({"kind": "assert", "cases": [{"assert": "assert str(P(1)) == '<1>' and repr(P(1)) == 'P'"}]},
+         "class P:\n    def __init__(self, x): self.x = x\n    def __str__(self): return f'<{self.x}>'\n"
+         "    def __repr__(self): return 'P'", "pass"),
+        ({"kind": "assert", "cases": [{"assert": "assert isinstance(f(), P)"}]},
+         "class P: pass\ndef f(): return P()", "unsupported"),
+        # values that are equal in Python
+        ({"kind": "call", "entry_point": "f", "cases": [{"args": [], "expected": 0.5}]},
+         "from decimal import Decimal\ndef f(): return Decimal('0.5')", "pass"),
+        ({"kind": "assert", "cases": [{"assert": "import datetime\nassert f() == datetime.date(2020, 1, 1)"}]},
+         "import datetime\ndef f(): return datetime.date(2020, 1, 1)", "pass"),
+        # mistakes of a test are not the program's
+        ({"kind": "assert", "cases": [{"assert": "assert f(1) = 1"}]}, "def f(x): return x", "unsupported"),
+        ({"kind": "assert", "entry_point": "f", "cases": [{"check": "def chek(c): pass"}]}, "def f(x): return x",
+         "unsupported"),
+    ],
+)  # fmt: skip
+def test_what_may_be_asked_of_a_program(sb, tests, code, verdict):
+    assert word(sb.run(code, tests, QUICK)) == verdict
+
+
 def test_attacks_leave_no_file(attacked):
     places = [Path(p, "left_by_a_program") for p in (attacks.TEMPORARY, "/dev/shm", "/", os.getcwd())]
     assert not [p for p in places if p.exists() or p.is_symlink()]

@@ -12,6 +12,7 @@ it; sandbox, memory, speed, show and settings do not. Tables go to stdout, the r
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import io
@@ -293,6 +294,12 @@ def read_store(path):
 def open_store(file, header, resume):
     """The ids of the problems that are done; the file is left with the header and their rows only."""
     done = {}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        open_store.lock = open(file.with_name(".lock"), "w")  # held until the process ends
+        fcntl.flock(open_store.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{file} is in use by another run: wait for it or choose another --out") from None
     if resume and file.exists() and file.stat().st_size:
         old, done = read_store(file)
         for name in [*header, *old]:
@@ -301,7 +308,6 @@ def open_store(file, header, resume):
                     f"{file}: its header has {name} {old.get(name)!r}, now it is {header.get(name)!r}: give the old "
                     "value or another --out, or start over with --no-resume"
                 )
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, "".join(json.dumps(r) + "\n" for r in [header, *itertools.chain(*done.values())]))
     return set(done)
 
@@ -375,7 +381,8 @@ def judge_samples(problem, rows, reward_model, sandbox, timed, args):
 
 
 def bench_sample(argv):
-    args = parse_args(SampleArgs, argv)
+    """Fills a store: n answers to each problem, extracted, scored, graded by all tests, with timings."""
+    args = parse_args(SampleArgs, argv, about=bench_sample.__doc__)
     check_choice(args, inject=("none", "solution"), extract=MODES)
     check_least(args, 1, "limit max_new_tokens timed_tests")
     check_least(args, 0, "temperature top_k timed")
@@ -478,7 +485,8 @@ def powers_up_to(n):
 
 
 def bench_pass(argv):
-    args = parse_args(StoreArgs, argv)
+    """avg@n and the unbiased pass@k of a store, with 95% intervals over problems."""
+    args = parse_args(StoreArgs, argv, about=bench_pass.__doc__)
     header, groups = read_store(args.store)
     total = sum(map(len, groups.values()))
     groups = graded_groups(groups)
@@ -564,7 +572,8 @@ def best_of_n(groups, args):
 
 
 def bench_bon(argv):
-    args = parse_args(BonArgs, argv)
+    """Best of N: how often the program that each selector chooses of k samples passes, and what choosing costs."""
+    args = parse_args(BonArgs, argv, about=bench_bon.__doc__)
     check_least(args, 1, "tests verify")
     header, groups = read_store(args.store)
     groups = of_one_size(graded_groups(groups))
@@ -606,7 +615,8 @@ class RmArgs:
 
 
 def bench_rm(argv):
-    args = parse_args(RmArgs, argv)
+    """A reward model against RM-Bench, a pair file or the verdicts of a store; --calibrate fits score -> P(pass)."""
+    args = parse_args(RmArgs, argv, about=bench_rm.__doc__)
     if (args.pairs is None) == (args.store is None):
         raise UserError("bench.py rm needs one of --pairs SPEC and --store FILE")
     is_rmbench = bool(args.pairs) and args.pairs.startswith("rmbench:")
@@ -976,7 +986,8 @@ def results_md(rows, args, minutes):
 
 
 def bench_paper(argv):
-    args = parse_args(PaperArgs, argv)
+    """The paper's four claims in miniature over several seeds: trains, measures, writes results.json and .md."""
+    args = parse_args(PaperArgs, argv, about=bench_paper.__doc__)
     check_least(args, 1, "seeds parallel steps few n tests verify limit batch")
     root = Path(args.out)
     (root / "units").mkdir(parents=True, exist_ok=True)
@@ -1056,7 +1067,8 @@ def run_groups(runs):
     differing = [k for k in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(k)) for s in settings}) > 1]
     groups, name = {}, Path(runs[0]).name
     for run, setting in zip(runs, settings):
-        label = ", ".join(f"{k} {setting.get(k)}" for k in differing) or name
+        described = ", ".join(f"{k} {setting.get(k)}" for k in differing)
+        label = (Path(run).name if len(differing) > 3 else described) or name
         groups.setdefault(label, []).append(read_metrics(run))
     return [(f"{label} ({len(found)} seeds)" if len(found) > 1 else label, found) for label, found in groups.items()]
 
@@ -1086,7 +1098,7 @@ def plot_curves(plt, groups, path):
     for axis in list(axes.flat)[panels:]:
         axis.set_axis_off()
     if panels > len(names):
-        plot_reasons(axes.flat[len(names)], groups)
+        plot_reasons(axes.flat[len(names)], [g for g in groups if any("reasons" in m for m in g[1])])
     axes.flat[0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
@@ -1135,7 +1147,8 @@ def plot_store(plt, store, path):
 
 
 def bench_plot(argv):
-    args = parse_args(PlotArgs, argv, positional="runs")
+    """Pictures (PNG) of runs over their steps, several seeds as a band, and of stores: best of N, reliability."""
+    args = parse_args(PlotArgs, argv, about=bench_plot.__doc__, positional="runs")
     if not args.runs:
         raise UserError("bench.py plot needs run folders or stores: python bench.py plot out/grpo-rm")
     plt = pyplot()
@@ -1178,7 +1191,8 @@ def highlighted(code):
 
 
 def bench_show(argv):
-    args = parse_args(ShowArgs, argv, positional="run")
+    """A step's prompts, programs, scores and verdicts, from a run's samples.jsonl."""
+    args = parse_args(ShowArgs, argv, about=bench_show.__doc__, positional="run")
     file = Path(args.run or ".") / "samples.jsonl"
     if not file.is_file():
         raise UserError(f"no samples.jsonl in {args.run!r}: give a run folder of grpo.py")
@@ -1234,7 +1248,8 @@ class NoArgs:
 
 
 def bench_settings(argv):
-    parse_args(NoArgs, argv)
+    """Commands for the benchmarks of the paper, to copy."""
+    parse_args(NoArgs, argv, about=bench_settings.__doc__)
     print(SETTINGS)
 
 
@@ -1334,7 +1349,8 @@ def largest_rollout(budget, row, args):
 
 
 def bench_memory(argv):
-    args = parse_args(MemoryArgs, argv)
+    """Memory a GPU needs in each phase, computed; --check also does the work of each phase and measures."""
+    args = parse_args(MemoryArgs, argv, about=bench_memory.__doc__)
     policy, rm = shape_of(args.model), None if args.rm == "none" else shape_of(args.rm)
     check_least(args, 1, "gpus prompt response token_budget chunk")
     check_least(args, 0, "gpu_gib")
@@ -1781,7 +1797,7 @@ def trl_batch(rows, tokens, device):
 def bench_speed(argv):
     """Rows as they come: seconds of this code and of the peer, tokens a second, the fraction of the floor (needed FLOPs
     at the rate of a matrix product, in decoding bytes at the rate of a copy, both measured just before)."""
-    args = parse_args(SpeedArgs, argv)
+    args = parse_args(SpeedArgs, argv, about=bench_speed.__doc__)
     if args.config not in SPEED_SIZES:
         raise UserError(f"--config {args.config}: expected one of {', '.join(SPEED_SIZES)}")
     args.device = setup(args.device)[2]
@@ -1920,7 +1936,7 @@ class SandboxArgs:
 def bench_sandbox(argv):
     """Programs a second and CPU ms a program, with 1 and 2 workers, 1 and 10 tests, all in one run. The parent holds
     torch, as a trainer does, and every fork of it pays for that."""
-    args = parse_args(SandboxArgs, argv)
+    args = parse_args(SandboxArgs, argv, about=bench_sandbox.__doc__)
     check_least(args, 1, "limit rounds")
     ways = {
         "ours, stdin": by_sandbox("stdin", args.sandbox), "ours, call": by_sandbox("call", args.sandbox),

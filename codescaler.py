@@ -48,7 +48,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from problems import UserError, parse_args, run_cli
+from problems import UserError, check_least, parse_args, run_cli
 
 # ----------------------------------------------------------------------------------------------------------------------
 # configuration
@@ -308,7 +308,7 @@ class Qwen3(nn.Module):
 
     def logits(self, hidden):
         """Hidden states [..., D] -> fp32 logits [..., V]. Call it on the positions that are needed, not on all."""
-        if self.packed_head is not None:
+        if self.packed_head is not None and self.packed_head.is_mkldnn:
             return product(hidden, self.packed_head)
         if self.config.tie_word_embeddings:
             return F.linear(hidden, self.model.embed_tokens.weight.to(hidden.dtype)).float()
@@ -1142,6 +1142,8 @@ class RewardModel:
             raise UserError(
                 f"{path} has no score.weight, so it is not a reward model (--rm): train one with train_rm.py"
             )
+        if Path(path, "args.json").is_file() and not Path(path, "result.json").is_file():
+            print(f"{path}: its training is not finished; train_rm.py goes on with it", file=sys.stderr)
         self.tokenizer = Tokenizer(path)
         self.max_length, self.prompt = check_reading(self.tokenizer, max_length, prompt)
         self.device, self.truncated = self.model.model.norm.weight.device, 0
@@ -1219,6 +1221,8 @@ def score_batch(model, groups, batch, token_budget, scores):
 def model_folder(path):
     """A folder (a run folder means its checkpoint/) or a hub id -> folder with the model's files. Raises UserError."""
     folder = Path(path)
+    if str(path).startswith("tiny/") and not folder.exists():  # the toy models, from any working directory
+        folder = Path(__file__).resolve().parent / path
     if (folder / "checkpoint").is_dir():
         folder = folder / "checkpoint"
     if folder.is_dir():
@@ -1230,7 +1234,8 @@ def model_folder(path):
 
     name, _, revision = str(path).partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+        files = ["*.json", "*.jinja", "*.safetensors"]
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
             f"no folder at {path!r}, and as a hub id it cannot be had: {str(error).splitlines()[0]}"
@@ -1300,6 +1305,14 @@ def load_model(path, head="lm", dtype=None, device=None, random_init=False, shar
         model.num_tokens = len(tokenizer)  # a matrix may be padded beyond
         check_reading(tokenizer)
     return model
+
+
+def check_model(path):
+    """UserError where load_model would find no Qwen3: asked before hours of work that end with loading it."""
+    folder = model_folder(path)
+    Config.from_dict(read_json(folder / "config.json"), folder / "config.json")
+    for file in set(weight_files(folder).values()):
+        open_weights(file)
 
 
 @torch.no_grad()
@@ -1388,7 +1401,8 @@ def save_model(model, tokenizer, folder, max_length=4096, prompt="bare", max_sha
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
     write_atomic(folder / "config.json", json.dumps(config.to_dict(model.head, dtype), indent=1) + "\n")
     if folder.resolve() != tokenizer.path.resolve():
-        for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "vocab.json", "merges.txt"):
+        names = "tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json vocab.json merges.txt"
+        for file in names.split():
             if (tokenizer.path / file).is_file():
                 write_atomic(folder / file, (tokenizer.path / file).read_bytes())
     if model.head == "score":
@@ -1406,6 +1420,8 @@ def commit(new, path):
     """Gives a finished file its name once its bytes are on the disk."""
     with open(new, "rb+") as file:
         os.fsync(file.fileno())
+    os.umask(mask := os.umask(0))
+    os.chmod(new, 0o666 & ~mask)  # safetensors makes files that only their owner can read
     os.replace(new, path)
 
 
@@ -1608,6 +1624,11 @@ def adamw(parameters, device, offload=False, **settings):
     return optimizer
 
 
+def set_learning_rate(optimizer, rate):
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 def move_moments(optimizer, device=None):
     """Brings AdamW's moments to `device`, or to their parameters. The step count stays: it is a number."""
     for p, state in optimizer.state.items():
@@ -1715,7 +1736,9 @@ class Run:
         "metrics.csv", "samples.jsonl", "pairs.jsonl", "funnel.json", "result.json", "checkpoint", "checkpoint.old",
         "checkpoint.new", "args.json",
     )  # fmt: skip
-    may_differ = ("steps", "resume", "device", "out", "collect_only", "rm_offload", "optimizer_offload")
+    may_differ = (
+        "steps", "resume", "device", "out", "collect_only", "rm_offload", "optimizer_offload", "phase_minutes",
+    )  # fmt: skip
 
     def __init__(self, args, columns, rank=0):
         self.dir, self.rank, self.columns = Path(args.out), rank, columns
@@ -1752,7 +1775,8 @@ class Run:
 
     def _write_args(self, new):
         path = self.dir / "args.json"
-        old = read_json(path)["args"] if path.exists() else new
+        begun = any((self.dir / name).exists() for name in ("checkpoint", "samples.jsonl", "pairs.jsonl"))
+        old = read_json(path)["args"] if path.exists() and begun else new  # a start that failed binds nobody
         for name in new:
             if name not in self.may_differ and old.get(name) != new[name]:
                 raise UserError(
@@ -1894,13 +1918,14 @@ def read_text(path, flag):
 
 
 def score_command(argv):
+    """Ranks programs for a statement by score: raw score, reward, whether each is valid."""
     from extract import extract_code
 
-    args = parse_args(ScoreArgs, argv, positional="programs")
+    args = parse_args(ScoreArgs, argv, positional="programs", about=score_command.__doc__)
     if not args.problem or not args.programs:
         raise UserError("score needs --problem FILE and at least one program file")
     statement = read_text(args.problem, "--problem")
-    reward_model = RewardModel(args.rm, args.device, args.max_length)
+    reward_model = RewardModel(args.rm, setup(args.device)[2], args.max_length)
     found = [(path, extract_code(f"```python\n{read_text(path, 'program')}\n```")) for path in args.programs]
     scores = reward_model.score(statement, [e.code or "" for _, e in found])
     rows = []
@@ -1923,10 +1948,14 @@ def score_command(argv):
 
 
 def generate_command(argv):
-    args = parse_args(GenerateArgs, argv, positional="prompt")
+    """Samples answers of a policy to a prompt (one user turn) and prints them with their log-probabilities."""
+    args = parse_args(GenerateArgs, argv, positional="prompt", about=generate_command.__doc__)
+    check_least(args, 1, "n max_new_tokens")
+    check_least(args, 0, "temperature top_k")
+    check_least(args, 0.01, "top_p")
     if not args.prompt:
         raise UserError('generate needs a prompt: python codescaler.py generate --model tiny/policy "Write ..."')
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = setup(args.device)[2]
     model, tokenizer = load_model(args.model, "lm", compute_dtype(device), device), Tokenizer(args.model)
     ids = tokenizer.encode(tokenizer.chat([{"role": "user", "content": args.prompt}], add_generation_prompt=True))
     completions = generate(

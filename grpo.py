@@ -44,6 +44,8 @@ from codescaler import (
     group_logprobs,
     load_model,
     phase,
+    reward_input_ids,
+    set_learning_rate,
     setup,
     shape_reward,
     total,
@@ -58,7 +60,7 @@ from train_rm import auc, bootstrap, load_calibration, mean, probability
 COLUMNS = (
     "step,loss,reward,pass_rate,valid_rate,kl,clip_low,clip_high,entropy,grad_norm,mismatch,length,truncated,reasons,"
     "no_signal,groups,skipped,code_length,comment_share,duplicate_share,audit_reward,audit_auc,fail_top,gap,lr,tokens,"
-    "seconds,eval"
+    "seconds,eval,rm_cut"
 ).split(",")
 
 
@@ -79,7 +81,7 @@ class Args:
     max_prompt_tokens: int = 4096  # problems with a longer prompt are left out
     prompt_style: str = "plain"  # plain or lcb: the policy's prompt
     rm_prompt: str | None = None  # what the reward model reads: bare statement or full prompt; default: as trained
-    extract: str = "strict"  # extraction mode, in training and evaluation
+    extract: str = "strict"  # extraction mode, in training and evaluation: strict, paper, last or recover
     sandbox: str = "strict"  # isolation level: strict or basic
     preset: str = "none"  # paper-8b: the hyperparameters of the paper's released script
     # rollout
@@ -102,7 +104,7 @@ class Args:
     clip_high: float = 0.28  # ratio clipped above 1 + clip_high
     dual_clip: float = 0.0  # bound of the loss of a bad token, in units of its advantage; 0: none
     norm: str = "token"  # mean over tokens (token), over samples (seq), or by samples * --max-new-tokens (const)
-    kl: float = 0.2  # weight of the KL divergence to the initial policy; 0 (the paper): no reference model is kept
+    kl: float = 0.2  # weight of the KL to the initial policy, on answers with an advantage; 0 (the paper): no reference
     std_norm: bool = True  # divide advantages by the group's standard deviation (off: Dr. GRPO)
     std_floor: float = 0.05  # smallest standard deviation a group's advantage is divided by
     mask_truncated: bool = False  # answers cut at --max-new-tokens count in their group's mean but are not trained on
@@ -118,6 +120,7 @@ class Args:
     eval_limit: int = 48  # problems in an audit during training; before and after: all
     stop_on_gap: int = 0  # stop after so many audits in a row with more reward and no higher pass rate; 0: never
     save_every: int = 1  # steps between checkpoints
+    phase_minutes: int = 360  # a rollout or an update that takes longer ends the run: another rank hangs
     seed: int = 0  # seed of sampling and order
     device: str | None = None  # cpu or cuda; default: cuda where there is one
     resume: bool = True  # continue the run in --out
@@ -154,7 +157,9 @@ class Paper8B(Args):
 
 PRESETS = {"none": Args, "paper-8b": Paper8B}
 PAPER_DIFFERENCES = """--preset paper-8b: the released script's hyperparameters. Where we differ from its code:
-  loss          one mean over all tokens of the step; theirs is a mean of means of micro-batches
+  loss          one mean over the tokens of answers with an advantage; theirs is a mean of means of micro-batches,
+                and counts groups without a signal too
+  old_logp      of the sampler; theirs is computed again before the update
   ratio         log-probabilities renormalised over the top-p/top-k tokens; theirs over the whole vocabulary
   reward        only valid programs are scored; theirs scores an empty text too, then puts 0
   filter_groups theirs is set but read by nobody; ours is --refill N, off here as theirs is in effect
@@ -296,12 +301,34 @@ class Judge:
         else:
             (reward_exec if self.args.reward == "exec" else reward_partial)(rollouts)
 
+    def reads(self, problem):
+        """What the reward model reads of a problem."""
+        return rm_prompt(problem, self.reward_model.prompt, self.args.prompt_style)
+
+    def readable(self, problems, log):
+        """Those problems whose statement leaves the reward model room for a program."""
+        if not self.reward_model:
+            return problems
+        tokenizer, room = self.reward_model.tokenizer, self.reward_model.max_length
+        kept = [p for p in problems if len(reward_input_ids(tokenizer, self.reads(p), "", math.inf)[0]) < room]
+        if len(kept) < len(problems):
+            log(f"{len(problems) - len(kept)} problems left out: over the {room} tokens that --rm reads")
+        if not kept:
+            raise UserError(f"--rm {self.args.rm} reads {room} tokens: every problem is longer")
+        return kept
+
+    def cut(self):
+        """How many programs the reward model has read without their end since the last call, over all ranks."""
+        if not self.reward_model:
+            return 0
+        count, self.reward_model.truncated = self.reward_model.truncated, 0
+        return int(total(torch.tensor(count)))
+
     def score(self, valid):
         """All programs of a group in one call: the reward model reads their statement once."""
         if self.args.rm_offload:
             self.reward_model.model.to(self.device)
-        reading = self.reward_model.prompt, self.args.prompt_style
-        scores = self.reward_model.score_many([(rm_prompt(r.problem, *reading), r.code) for r in valid])
+        scores = self.reward_model.score_many([(self.reads(r.problem), r.code) for r in valid])
         for r, score in zip(valid, scores, strict=True):
             r.score = score
         if self.args.rm_offload:
@@ -367,7 +394,7 @@ def grpo_loss(
 
     dual_clip bounds the loss of a bad token whose ratio has exploded at dual_clip * |advantage|. In the first update
     after a rollout the ratio is 1 and the loss is about 0, since advantages sum to 0 in a group; its gradient is not.
-    Returns (loss, metrics), metrics being weighted sums too.
+    Returns (loss, metrics of each token [B, T]).
     """
     ratio_BT = (logp_BT - old_logp_BT).clamp(-20, 20).exp()
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
@@ -384,7 +411,7 @@ def grpo_loss(
         kl_BT = gap_BT.exp() - gap_BT - 1  # k3: never negative, unbiased for the KL to the reference
         loss_BT = loss_BT + kl * kl_BT
         metrics["kl"] = kl_BT.detach()
-    return (loss_BT * weight_BT).sum(), {name: (value * weight_BT).sum() for name, value in metrics.items()}
+    return (loss_BT * weight_BT).sum(), metrics
 
 
 def micro_batches(group, token_budget):
@@ -420,7 +447,9 @@ def backward(model, reference, batch, samples, tokens, args, device, world):
     loss, metrics = grpo_loss(logp_BT, old_logp_BT, advantage_B, weight_BT, *clips, args.kl, ref_logp_BT)
     (loss * world).backward()  # sharded gradients are averaged over ranks, the loss is a sum over them
     mismatch = ((logp_BT.detach() - old_logp_BT).abs() * (weight_BT > 0)).max()
-    return {"loss": loss.detach(), "entropy": (entropy_BT * weight_BT).sum(), **metrics}, mismatch.item()
+    share_BT = mask_BT * bool(batch) / tokens  # metrics are means over tokens, whatever --norm the loss has
+    means = {name: (value * share_BT).sum() for name, value in {"entropy": entropy_BT, **metrics}.items()}
+    return {"loss": loss.detach(), **means}, mismatch.item()
 
 
 def update(model, reference, optimizer, groups, args, device, world=1):
@@ -435,8 +464,9 @@ def update(model, reference, optimizer, groups, args, device, world=1):
     if not numbers:
         return {"loss": 0.0, "grad_norm": 0.0}
     sums, norms, skipped, mismatch = Counter(), [], 0, 0.0
-    for part in list(range(args.updates)) * args.epochs:
-        mine = set(numbers[part * len(numbers) // args.updates : (part + 1) * len(numbers) // args.updates])
+    updates = min(args.updates, len(numbers))
+    for part in list(range(updates)) * args.epochs:
+        mine = set(numbers[part * len(numbers) // updates : (part + 1) * len(numbers) // updates])
         batches = [b for group in groups if group[0].number in mine for b in micro_batches(group, args.token_budget)]
         counts = torch.tensor([sum(map(len, batches)), sum(len(r.ids) for b in batches for r in b)], device=device)
         samples, tokens = total(counts).tolist()
@@ -478,7 +508,8 @@ def evaluate(policy, tokenizer, problems, every, judge, args, rank=0, world=1):
         judge([r for group in groups for r in group])
         for group in groups:
             valid = [r for r in group if r.code is not None and r.reward is not None]
-            passed = [r.verdict == "pass" for r in group]
+            graded = [r for r in group if r.verdict not in NOT_GRADED] or group
+            passed = [r.verdict == "pass" for r in graded]
             rows.append({
                 "number": group[0].number, "part": group[0].problem.source or "all", "avg": mean(passed),
                 "any": float(any(passed)), "valid": mean([r.code is not None for r in group]),
@@ -619,7 +650,7 @@ def arguments():
     check_choice(args, reward=("rm", "exec", "partial", "hybrid"), shaping=("softplus", "raw"),
                  norm=("token", "seq", "const"), extract=MODES, rm_prompt=(None, "bare", "full"))  # fmt: skip
     check_least(args, 1, "prompts group updates epochs max_new_tokens eval_group eval_every audit_every eval_limit "
-                "save_every token_budget max_prompt_tokens limit")  # fmt: skip
+                "save_every token_budget max_prompt_tokens limit phase_minutes")  # fmt: skip
     check_least(args, 0, "steps lr kl warmup weight_decay clip_low clip_high dual_clip std_floor min_spread refill "
                 "top_k stop_on_gap")  # fmt: skip
     check_least(args, 0.01, "temperature eval_temperature top_p eval_top_p")
@@ -643,19 +674,30 @@ def training_problems(args, tokenizer, log):
     return kept
 
 
+def evaluation_problems(args, log):
+    """The problems of --eval-problems that can be graded, those with tests."""
+    problems = load_problems(args.eval_problems, args.limit, log=log, flag="--eval-problems")
+    kept = [p for p in problems if p.tests]
+    if len(kept) < len(problems):
+        log(f"{len(problems) - len(kept)} of --eval-problems left out: no tests")
+    if not kept:
+        raise UserError(f"--eval-problems {args.eval_problems}: none has tests, so nothing can be graded")
+    return kept
+
+
 def main():
     args = arguments()
-    rank, world, device = setup(args.device)
+    rank, world, device = setup(args.device, args.phase_minutes)
     log = print if rank == 0 else lambda *_: None
     if args.preset == "paper-8b":
         log(PAPER_DIFFERENCES)
     tokenizer = Tokenizer(args.policy)
-    problems = training_problems(args, tokenizer, log)
-    eval_problems = load_problems(args.eval_problems, args.limit, log=log, flag="--eval-problems")
-    stride = max(1, len(eval_problems) // args.eval_limit)
+    problems, eval_problems = training_problems(args, tokenizer, log), evaluation_problems(args, log)
     run = Run(args, COLUMNS, rank)
     with Sandbox(level=args.sandbox) as sandbox:
         judge = Judge(args, device, sandbox)
+        problems, eval_problems = judge.readable(problems, log), judge.readable(eval_problems, log)
+        stride = math.ceil(len(eval_problems) / args.eval_limit)
         state = run.load()
         path, random_init = (run.checkpoint, False) if state else (args.policy, args.random_init)
         model = load_model(path, "lm", None, device, random_init, sharded=True)
@@ -680,17 +722,17 @@ def main():
         interrupt = Interrupt()
         while state["step"] < args.steps and not stop:
             step, tick = state["step"] + 1, time.time()
-            for group in optimizer.param_groups:
-                group["lr"] = lr = args.lr * min(1.0, step / max(1, args.warmup))
+            lr = args.lr * min(1.0, step / max(1, args.warmup))
+            set_learning_rate(optimizer, lr)
             run_tests = (step - 1) % args.audit_every == 0
-            with phase("rollout", minutes=60):
+            with phase("rollout", args.phase_minutes):
                 groups, state["cursor"] = sample_groups(
                     gathered(model), tokenizer, problems, state["cursor"], judge, args, run_tests, rank, world
                 )
-            with phase("update", minutes=60):
+            with phase("update", args.phase_minutes):
                 metrics = update(model, reference, optimizer, groups, args, device, world)
             rows = sorted(gather_lists([sample_row(step, r) for g in groups for r in g]), key=lambda row: row["number"])
-            metrics |= step_metrics(rows) | {"lr": lr, "seconds": time.time() - tick}
+            metrics |= step_metrics(rows) | {"lr": lr, "rm_cut": judge.cut(), "seconds": time.time() - tick}
             log(step_line(step, args, metrics, (time.time() - started) / (step - first) * (args.steps - step)))
             if step % args.eval_every == 0 and step < args.steps:
                 during = evaluate(gathered(model), tokenizer, eval_problems, stride, judge, args, rank, world)

@@ -103,11 +103,19 @@ def filled(row, allow_empty_prompt):
 
 
 def own_pair(row, where):
+    """A row of our own schema: the fields of Pair."""
+    unknown = set(row) - {f.name for f in dataclasses.fields(Pair)}
+    if unknown:
+        raise UserError(f"{where}: unknown key {sorted(unknown)}")
+    for key in ("margin", "num_tests"):
+        if row.get(key) is not None:
+            need(row, where, key, kind=int | float)
     texts = {key: need(row, where, key) for key in ("prompt", "chosen", "rejected", "id")}
     return Pair(**texts, source=row.get("source", ""), margin=row.get("margin"), num_tests=row.get("num_tests"))
 
 
 def codescaler_pair(row, where):
+    """A row of CodeScaler's pairs: question_content (or question), code_pos, code_neg."""
     question = need(row, where, "question_content", "question")
     # A row without a problem id is grouped by its statement; `number` keeps the pairs of a problem apart.
     problem = str(row.get("question_id") or row.get("task_id") or f"{hash_text(question or where):016x}")

@@ -2,9 +2,21 @@
 
     python problems.py toy:train --show 3                      # statement, reference solution, first tests
     python problems.py mbpp:mbpp.jsonl --min-tests 3           # a public file, and what was dropped
-    python problems.py mine.jsonl --show 1                     # our own schema, one JSON object a line:
-        {"id": "a1", "prompt": "Add two numbers ...", "solution": null,
-         "tests": {"kind": "call", "entry_point": "solve", "cases": [{"args": [1, 2], "expected": 3}]}}
+    python problems.py mine.jsonl --show 1                     # your own problems, one JSON object a line:
+        {"id": "a1", "prompt": "Write add(a, b), which returns the sum.",
+         "tests": {"kind": "call", "entry_point": "add", "cases": [{"args": [1, 2], "expected": 3}]}}
+
+The prompt must name the function, or say what is read and printed. Without tests ("tests" left out or null) only a
+reward model can judge. Optional: solution, starter (code to begin with), source (results are split by it). Cases by
+tests.kind; a check may stand among asserts:
+    call     {"args": [...], "expected": value}       entry_point "f", or "Solution.method"
+    stdin    {"input": "1 2\\n", "output": "3\\n"}
+    assert   {"assert": "assert f(1) == 2"}
+    assert   {"check": "def check(candidate): ..."}   entry_point: the candidate
+tests.setup is code that runs before, tests.time_limit CPU seconds a test. Pairs for `train_rm.py --pairs`, a line each
+(pairs of a problem share what stands before the last #), and answers for `train_rm.py --candidates`:
+    {"id": "a1#0", "prompt": "Write add ...", "chosen": "def add ...", "rejected": "def add ..."}
+    {"problem": "a1", "completion": "An answer with a ```python block"}, or "code" in place of "completion"
 
 A few seconds on a CPU. Nothing here needs torch: the sandbox, the extractor and this file can be used alone.
 """
@@ -33,17 +45,25 @@ class UserError(ValueError):
     """A mistake the user can mend; the message names the thing, the value found and the flag to change."""
 
 
-def parse_args(cls, argv=None, positional=None):
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def parse_args(cls, argv=None, positional=None, about=None):
     """Command line -> an instance of the dataclass `cls`, one flag a field.
 
     The help of a flag is the comment behind its field. `max_steps: int = 60  # help` gives `--max-steps INT`; a bool
     gives `--flag/--no-flag`; a list takes several values; `positional` names a field that is given without a flag. The
-    module docstring heads it. A subclass of a dataclass of arguments changes its defaults and keeps its help.
+    module docstring heads it, or `about`, of a script's command. A subclass of a dataclass of arguments changes its
+    defaults and keeps its help.
     """
     source = "\n".join(inspect.getsource(c) for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c))
     helps = dict(re.findall(r"^\s+(\w+): [^#\n]*#\s*(.*)$", source, re.M))
-    parser = argparse.ArgumentParser(
-        description=sys.modules[cls.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1 : 2 if about else 1]]),
+        description=inspect.cleandoc(about or sys.modules[cls.__module__].__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for f in dataclasses.fields(cls):
         default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
@@ -91,6 +111,9 @@ def run_cli(main):
         main()
     except (UserError, SandboxError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:  # an --out, mostly
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # the trainers save before this is reached
         print("interrupted", file=sys.stderr)
@@ -307,9 +330,6 @@ def checked(problem, where):
     return problem
 
 
-CASE_KEYS = {"stdin": ({"input", "output"},), "call": ({"args", "expected"},), "assert": ({"assert"}, {"check"})}
-
-
 def own_problem(row, where):
     """A row of our own schema: the fields of Problem, `tests` an object with the fields of Tests, or null."""
     unknown = set(row) - {f.name for f in dataclasses.fields(Problem)}
@@ -317,19 +337,13 @@ def own_problem(row, where):
         raise UserError(f"{where}: unknown key {sorted(unknown)}")
     tests = row.get("tests")
     if tests is not None:
-        need(row, where, "tests", kind=dict)
-        kind, cases = need(tests, where, "kind"), need(tests, where, "cases", kind=list)
-        if kind not in CASE_KEYS:
-            raise UserError(f"{where}: tests.kind {kind!r}: expected one of {sorted(CASE_KEYS)}")
-        for case in cases:
-            if not isinstance(case, dict) or set(case) not in CASE_KEYS[kind]:
-                raise UserError(f"{where}: a {kind} case has keys {CASE_KEYS[kind]}, found {case!r:.80}")
-        if kind == "call" and not tests.get("entry_point"):
-            raise UserError(f"{where}: tests.kind 'call' needs tests.entry_point")
         try:
-            tests = Tests(**tests)
+            tests = Tests(**need(row, where, "tests", kind=dict))
         except TypeError as error:
-            raise UserError(f"{where}: tests: {error}") from None
+            raise UserError(f"{where}: tests: {str(error).removeprefix('Tests.__init__() ')}") from None
+    for key in ("solution", "source", "starter"):
+        if row.get(key) is not None:
+            need(row, where, key)
     return Problem(**{**row, "id": str(row.get("id", where)), "prompt": need(row, where, "prompt"), "tests": tests})
 
 

@@ -42,6 +42,7 @@ from codescaler import (
     Tokenizer,
     adamw,
     agree,
+    check_model,
     clip_gradients,
     compile_blocks,
     continue_prompts,
@@ -52,6 +53,7 @@ from codescaler import (
     model_folder,
     phase,
     reward_input_ids,
+    set_learning_rate,
     setup,
     total,
     weight_files,
@@ -99,14 +101,14 @@ class Args(PairRules):
     max_new_tokens: int = 160  # longest sampled answer
     prompt_style: str = "plain"  # plain or lcb: the policy's prompt
     rm_prompt: str = "bare"  # what the reward model reads of a problem: bare statement, or full: the policy's prompt
-    extract: str = "strict"  # extraction mode
+    extract: str = "strict"  # extraction mode: strict, paper, last or recover
     sandbox: str = "strict"  # isolation level: strict or basic
     augment: bool = False  # add rewritten pairs and wrong programs that look right to the training pairs
     collect_only: bool = False  # stop when the pairs are written
     limit: int | None = None  # rows of any data that is loaded
     # training
     held_out: float = 0.15  # share of the problems kept for evaluation
-    split: str = "problem"  # what is held out: whole problems, or pairs of problems that are trained on
+    split: str = "problem"  # what is held out: whole problems (problem), or pairs of problems trained on (pair)
     epochs: float = 1.25  # passes over the pairs
     steps: int | None = None  # optimizer steps, in place of --epochs
     batch: int = 32  # pairs a step
@@ -121,6 +123,7 @@ class Args(PairRules):
     compile: bool = False  # torch.compile of the training passes: a minute to start, then a little faster
     optimizer_offload: bool = False  # keep AdamW's moments on the host except while they are updated
     save_every: int = 1  # steps between checkpoints
+    phase_minutes: int = 360  # a step that takes longer ends the run: another rank hangs
     seed: int = 0  # seed of sampling, split and order
     device: str | None = None  # cpu or cuda; default: cuda where there is one
     resume: bool = True  # continue the run in --out
@@ -509,7 +512,8 @@ def get_pairs(args, run, device, log, rank, world):
     if len(train) < args.batch or not held_out:
         raise UserError(
             f"{len(train)} training and {len(held_out)} held-out pairs are too few for --batch {args.batch}: "
-            "give more pairs (--pairs), problems (--problems, --limit) or samples (--group), or a smaller --batch"
+            "give more pairs (--pairs), problems (--problems, --limit) or samples (--group), or a smaller --batch, in "
+            f"another --out; pairs that were collected can be used again: --pairs {args.out}/pairs.jsonl"
         )
     log(f"{len(pairs)} pairs: {len(train)} to train on, {len(held_out)} held out by {args.split}")
     if args.augment:
@@ -561,9 +565,9 @@ def report(args, run, held_out, state, after, device):
 def arguments():
     args = parse_args(Args)
     check_least(args, 1, "group batch save_every token_budget max_length max_new_tokens min_tests max_pairs max_uses "
-                "repeat steps limit")  # fmt: skip
+                "repeat steps limit phase_minutes")  # fmt: skip
     check_least(args, 0, "lr epochs weight_decay margin center mutants held_out temperature near_miss")
-    check_choice(args, extract=MODES, rm_prompt=("bare", "full"))
+    check_choice(args, extract=MODES, rm_prompt=("bare", "full"), split=("problem", "pair"))
     if args.length_balance < 0.5:
         raise UserError(f"--length-balance {args.length_balance}: expected at least 0.5 (as many as the other side)")
     if args.held_out >= 1:
@@ -573,10 +577,12 @@ def arguments():
 
 def main():
     args = arguments()
-    rank, world, device = setup(args.device)
+    rank, world, device = setup(args.device, args.phase_minutes)
     log = print if rank == 0 else lambda *_: None
-    run = Run(args, COLUMNS, rank)
     tokenizer = Tokenizer(args.init)
+    if not args.random_init:
+        check_model(args.init)
+    run = Run(args, COLUMNS, rank)
     train, held_out = get_pairs(args, run, device, log, rank, world)
     if args.collect_only:
         return
@@ -595,7 +601,7 @@ def main():
     )  # fmt: skip
     rows, test_rows = (encode_pairs(tokenizer, p, args.max_length, log) for p in (train, held_out))
     problems = [row.problem for row in rows]
-    steps = args.steps or int(args.epochs * (len(rows) // args.batch))
+    steps = args.steps or max(1, int(args.epochs * (len(rows) // args.batch)))
     if state:
         run.load_optimizer(optimizer, state)
         log(f"continuing {run.dir} at step {state['step']}")
@@ -610,9 +616,9 @@ def main():
     while state["step"] < steps:
         step, tick = state["step"] + 1, time.time()
         batch = [rows[i] for i in batch_of(step - 1, problems, args.batch, args.seed)]
-        for group in optimizer.param_groups:
-            group["lr"] = lr = learning_rate(step - 1, steps, args.lr)
-        with phase("update", minutes=60):
+        lr = learning_rate(step - 1, steps, args.lr)
+        set_learning_rate(optimizer, lr)
+        with phase("update", args.phase_minutes):
             loss, accuracy, margin, grad_norm, skipped = update(model, optimizer, batch, args, world, rank)
         tokens, seconds = sum(2 * len(r.prompt) + len(r.chosen) + len(r.rejected) for r in batch), time.time() - tick
         eta = (time.time() - started) / (step - first) * (steps - step)
@@ -632,7 +638,7 @@ def main():
     interrupt.end()
 
     after = evaluate(gathered(model), test_rows, args.token_budget, rank, world)
-    del model, optimizer  # room for the reward models that are read back
+    del model, optimizer, matrices, others  # room for the reward models that are read back
     if rank == 0:
         report(args, run, held_out, state, after, device)
 

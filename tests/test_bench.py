@@ -1,5 +1,6 @@
 """Estimators against brute force, and every command on tiny models and files.    pytest tests/test_bench.py"""
 
+import fcntl
 import itertools
 import json
 import math
@@ -43,8 +44,8 @@ def test_the_printed_settings_are_commands(monkeypatch, capsys):
     assert len(commands) == 9 and {name for name, _ in commands} == {"sample", "pass", "bon", "rm"}
     parse, parsed = bench.parse_args, []
 
-    def stop(cls, argv):
-        parsed.append(parse(cls, argv))
+    def stop(cls, argv, about):
+        parsed.append(parse(cls, argv, about=about))
         raise UserError("parsed, not run")
 
     monkeypatch.setattr(bench, "parse_args", stop)
@@ -154,6 +155,15 @@ def store(tmp_path_factory):
     bench.bench_sample(["--model", POLICY, "--rm", REWARD, "--limit", "6", "--n", "4", "--timed", "1", "--timed-tests",
                         "14", "--inject", "solution", "--out", str(folder), "--json"])  # fmt: skip
     return folder
+
+
+def test_a_store_that_is_being_filled_is_not_filled_twice(tmp_path):
+    command = [sys.executable, "bench.py", "sample", "--rm", "none", "--limit", "4", "--n", "1", "--out", str(tmp_path)]
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "is in use by another run" in done.stderr
+    assert not (tmp_path / "store.jsonl").exists()
 
 
 def test_store_has_a_header_and_a_row_a_sample(store):

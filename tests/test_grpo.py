@@ -187,9 +187,8 @@ def test_loss_does_not_depend_on_how_the_batch_is_cut():
             for i, j in ((0, 3), (3, 4), (4, 8))
         ]
         assert torch.allclose(whole, sum(loss for loss, _ in parts))
-        assert loss_of(logp, old, advantage, mask, norm)[1]["clip_low"].item() == pytest.approx(
-            sum(metrics["clip_low"].item() for _, metrics in parts)
-        )
+        cut = torch.cat([metrics["clip_low"] for _, metrics in parts])
+        assert loss_of(logp, old, advantage, mask, norm)[1]["clip_low"].equal(cut)
 
 
 def test_norms_worked_example():
@@ -239,8 +238,8 @@ def test_k3_is_the_kl_in_expectation():
     p, q = torch.randn(5).log_softmax(0), torch.randn(5).log_softmax(0)
     exact = (p.exp() * (p - q)).sum()
     zero = torch.zeros(5, 1)
-    _, metrics = grpo_loss(p[:, None], p[:, None], zero[:, 0], p.exp()[:, None], kl=1.0, ref_logp_BT=q[:, None])
-    assert metrics["kl"].item() == pytest.approx(exact.item(), rel=1e-5)
+    _, metrics = grpo_loss(p[:, None], p[:, None], zero[:, 0], zero, kl=1.0, ref_logp_BT=q[:, None])
+    assert (metrics["kl"][:, 0] * p.exp()).sum().item() == pytest.approx(exact.item(), rel=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -298,6 +297,68 @@ def test_ratio_is_one_before_the_first_update(sampling):
     if sampling:
         wrong, _, _ = updated(rows, args(temperature=1.0, kl=0.0))
         assert wrong["mismatch"] > 0.01
+
+
+def other_model(by=0.05):
+    model = small_model()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(by * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(kl=0.5),
+        dict(kl=0.0, norm="seq"),
+        dict(kl=0.0, norm="const", max_new_tokens=40),
+        dict(kl=0.0, dual_clip=1.5),
+    ],
+)
+def test_update_is_the_gradient_of_the_loss_that_the_flags_ask_for(changes):
+    rows, settings = sampled(small_model()), args(**changes)
+    for group in rows:  # as if another policy had sampled: ratios that clip
+        for r in group:
+            r.old_logp = [logp - 1.0 for logp in r.old_logp]
+    metrics, found, _ = updated(rows, settings, reference=other_model() if settings.kl else None)
+    model, flat, losses = small_model(), [r for group in rows for r in group], []
+    samples, tokens = len(flat), sum(len(r.ids) for r in flat)
+    for r in flat:
+        logp, ref = (codescaler.group_logprobs(m, r.prompt_ids, [r.ids])[0] for m in (model, other_model()))
+        weight = {"token": 1 / tokens, "seq": 1 / len(r.ids) / samples, "const": 1 / samples / settings.max_new_tokens}
+        loss, _ = grpo_loss(
+            logp, torch.tensor([r.old_logp]), torch.tensor([r.advantage]),
+            torch.full_like(logp, weight[settings.norm]), dual_clip=settings.dual_clip, kl=settings.kl,
+            ref_logp_BT=ref.detach(),
+        )  # fmt: skip
+        losses.append(loss)
+    sum(losses).backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(sum(losses).item(), rel=1e-4, abs=1e-5)
+    for name, p in model.named_parameters():
+        assert torch.allclose(found[name], p.grad, rtol=1e-3, atol=1e-6), name
+
+
+def test_flags_of_the_advantage_reach_it():
+    group = [Rollout(None, 0, [1], [2], [0.0], reward=reward) for reward in (1.0, 0.0, 0.0, 0.0)]
+    grpo.set_advantages([group], args(std_norm=False))
+    assert group[0].advantage == 0.75
+    group = [Rollout(None, 0, [1], [2], [0.0], reward=reward) for reward in (0.01, 0.0)]
+    grpo.set_advantages([group], args(min_spread=0.1))
+    assert not grpo.has_signal(group)
+
+
+def test_metrics_are_means_over_tokens_whatever_the_norm_and_the_number_of_updates():
+    rows = sampled(small_model())
+    (one, _, _), (const, _, _) = (
+        updated(rows, args(kl=0.5, norm=n), reference=other_model()) for n in ("token", "const")
+    )
+    alone = [updated(rows[:1], args(kl=0.5, updates=n), reference=other_model())[0] for n in (1, 4)]
+    for name in ("kl", "entropy", "clip_low", "clip_high"):
+        assert one[name] == pytest.approx(const[name]) and alone[0][name] == pytest.approx(alone[1][name])
+    assert one["kl"] > 0 and one["entropy"] > 0
 
 
 def test_gradient_does_not_depend_on_micro_batches_or_order():

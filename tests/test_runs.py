@@ -1,9 +1,11 @@
 """Both trainers as a user runs them: small runs, resuming after a kill, and mistakes.    pytest tests/test_runs.py"""
 
 import csv
+import dataclasses
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import codescaler
+from problems import load_problems
 
 ROOT = Path(__file__).parents[1]
 RM = "--limit 40 --group 4 --batch 8 --steps 4 --held-out 0.3 --max-new-tokens 96".split()
@@ -206,6 +209,13 @@ MISTAKES = [
     ("problems.py toy:nothing", "toy:nothing"),
     ("codescaler.py score --rm tiny/reward --problem nowhere.md a.py", "nowhere.md"),
     ("codescaler.py generate --model nowhere hello", "nowhere"),
+    ("codescaler.py generate hello --max-new-tokens 0", "--max-new-tokens 0"),
+    ("codescaler.py generate hello --temperature -1", "--temperature -1"),
+    ("codescaler.py generate hello --device tpu", "--device tpu"),
+    ("train_rm.py --split half", "--split half: expected problem, pair"),
+    ("train_rm.py --length-balance 0.3", "--length-balance 0.3"),
+    ("grpo.py --rm tiny/reward --eval-problems toy:untested", "none has tests"),
+    ("bench.py paper --out README.md", "README.md"),
 ]
 
 
@@ -237,7 +247,37 @@ def test_a_mistake_is_one_clear_line(command, found, tmp_path, script):
         words += ["--out", tmp_path / "run"]
     code, _, errors = script(*words)
     assert code == 2 and found in errors and "Traceback" not in errors
-    assert words[1] == "--unknown" or len(errors.strip().splitlines()) == 1
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_a_start_that_failed_binds_no_later_one(tmp_path, script):
+    out = tmp_path / "run"
+    code, _, errors = script("grpo.py", "--rm", "nowhere", *GRPO, "--out", out)
+    assert code == 2 and "nowhere" in errors
+    code, _, errors = script("grpo.py", "--rm", "tiny/reward", *GRPO, "--steps", "0", "--limit", "2", "--out", out)
+    assert code == 0, errors
+    assert json.loads((out / "args.json").read_text())["args"]["rm"] == "tiny/reward"
+
+
+def test_a_mistake_of_the_model_is_found_before_pairs_are_collected(tmp_path, script):
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(ROOT / "tiny" / "reward" / name, tmp_path / "model" / name)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"cut")
+    code, _, errors = script("train_rm.py", "--init", tmp_path / "model", "--out", tmp_path / "run")
+    assert code == 2 and "model.safetensors is damaged" in errors and not (tmp_path / "run").exists()
+
+
+def test_statements_that_the_reward_model_cannot_read_are_left_out(tmp_path, script):
+    model = codescaler.load_model("tiny/reward", "score", device="cpu")
+    codescaler.save_model(model, codescaler.Tokenizer("tiny/reward"), tmp_path / "rm", max_length=100)
+    found = load_problems("toy:train", 6)
+    found.append(dataclasses.replace(found[0], id="long", prompt=found[0].prompt * 20))
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(dataclasses.asdict(p)) + "\n" for p in found))
+    command = ["grpo.py", "--rm", tmp_path / "rm", *GRPO, "--steps", "1", "--eval-problems", tmp_path / "own.jsonl"]
+    code, printed, errors = script(*command, "--problems", tmp_path / "own.jsonl", "--out", tmp_path / "run")
+    assert code == 0 and printed.count("1 problems left out: over the 100 tokens that --rm reads") == 2, errors
+    assert int(rows(tmp_path / "run")[0]["rm_cut"]) > 0  # programs that lost their end are counted
 
 
 def test_a_mistake_ends_the_process_with_2():

@@ -98,6 +98,20 @@ def small_reward_model():
     return model
 
 
+def test_margin_and_centring_reach_the_update():
+    rows, norms = random_rows(12), set()
+    for changes in (dict(), dict(margin=2.0), dict(center=0.3)):
+        model, args = small_reward_model(), train_rm.Args(**{"margin": 0.0, "center": 0.0, **changes})
+        chosen, rejected = train_rm.score_pairs(model, rows)
+        pairwise_loss(chosen, rejected, 0.5 * args.margin, args.center, center_at=args.center_at).backward()
+        wanted = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        model.zero_grad()
+        norm = train_rm.update(model, torch.optim.SGD(model.parameters(), lr=0.0), rows, args, 1, 0)[3]
+        assert norm == pytest.approx(wanted, rel=1e-4)
+        norms.add(round(norm, 3))
+    assert len(norms) == 3
+
+
 def test_a_prompt_computed_once_gives_the_scores_and_gradients_of_whole_rows():
     model, rows = small_reward_model(), random_rows(10)
     chosen, rejected = train_rm.score_pairs(model, rows)

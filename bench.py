@@ -1610,7 +1610,7 @@ class ForcedStops(DecodingBatch):
 def generate_ours(model, prompts, samples, new, stops):
     with torch.inference_mode():
         batch = ForcedStops(
-            model, prompts, samples, new + 1, (1.0, 1.0, 0), set(), 0, range(len(prompts)), 256, 16384
+            model, prompts, samples, new + 1, (1.0, 1.0, 0), set(), 0, range(len(prompts)), 256, None
         )  # fmt: skip
         batch.stops = stops
         return batch.run()

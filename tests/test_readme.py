@@ -1,6 +1,6 @@
-"""Every command of the README runs, in a small size and in the README's order.    pytest tests/test_readme.py [-m slow]
+"""Every command of the two READMEs runs, in a small size and in their order.    pytest tests/test_readme.py [-m slow]
 
-A command that is in the README and not in VARIANTS fails the test: documentation cannot rot unseen.
+A command that is in README.md or tiny/README.md and not in VARIANTS fails the test: documentation cannot rot unseen.
 """
 
 import json
@@ -45,6 +45,7 @@ VARIANTS = {
     "python bench.py speed": (None, "needs trl; tests/test_bench.py runs every row"),
     "python bench.py paper": (None, "tests/test_bench.py runs it with a step a unit"),
     "python problems.py": ("", ""),
+    "python tiny/make.py": (None, "20 minutes"),
     "python sandbox.py --check": ("", ""),
     "python extract.py": ("", ""),
 }
@@ -70,7 +71,7 @@ FILES = {  # stands for files that a user has
 
 
 def readme_commands():
-    text, found = (ROOT / "README.md").read_text(encoding="utf-8"), []
+    text, found = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "tiny/README.md")), []
     for block in re.findall(r"```bash\n(.*?)```", text, re.S):
         found += [part.strip() for line in block.splitlines() for part in line.partition("#")[0].split("&&")]
     inline = re.findall(r"`((?:python|torchrun|pytest)\s[^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))

@@ -1741,8 +1741,12 @@ def check():
 
 def battery(path, level):
     """Run rows {id, category, kind, code, tests, entry_point?, expect, expect_verdicts?}; a table by category."""
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
+    from problems import need, read_rows
+
+    rows = []
+    for row, where in read_rows(path):
+        need(row, where, "tests", kind=list)
+        rows.append({key: need(row, where, key) for key in ("id", "category", "kind", "code", "expect")} | row)
     jobs = [
         (r["code"], {"kind": r["kind"], "cases": r["tests"], "entry_point": r.get("entry_point"),
                      "setup": r.get("setup", "")}) for r in rows

@@ -105,6 +105,7 @@ def show_rows(rows, args):
 
 
 def cell(value):
+    """A value as a table shows it."""
     if isinstance(value, float):
         if 0 < abs(value) < 5e-4:
             return f"{value:.1e}"
@@ -508,6 +509,7 @@ def bench_pass(argv):
 
 
 def describe(header):
+    """One line on how a store was made."""
     return (
         f"{header['model']} on {header['problems']}: {header['n']} samples at temperature {header['temperature']}, "
         f"top-p {header['top_p']}, top-k {header['top_k']}, extraction {header['extract']}, "
@@ -700,6 +702,7 @@ def rm_bench(reward_model, items, args):
 
 
 def rmbench_row(domain, right_NIJ, tied_N, seed):
+    """A domain's row of the table from its right[N, 3, 3] and tied[N]."""
     matrix = right_NIJ.mean(0)
     levels = {
         "easy": matrix[np.tril_indices(3, -1)].mean().item(), "normal": matrix.diagonal().mean().item(),
@@ -738,6 +741,7 @@ def store_correlation(reward_model, args):
 
 
 def correlation_row(part, groups, calibration, seed):
+    """A part's row: does the score follow execution within problems, and over all programs?"""
     flat = list(itertools.chain(*groups.values()))
     scores, passed = [r["score"] for r in flat], [r["verdict"] == "pass" for r in flat]
     within = [auc([r["score"] for r in g], [r["verdict"] == "pass" for r in g]) for g in groups.values()]
@@ -869,6 +873,7 @@ def run_unit(name, command, folder, threads):
 
 
 def run_result(folder):
+    """result.json of a finished run; UserError where it is not finished."""
     if not (folder / "result.json").is_file():
         raise UserError(f"{folder} has no result.json: its run is not finished; remove {folder} and start paper again")
     return read_json(folder / "result.json")
@@ -1608,6 +1613,7 @@ class ForcedStops(DecodingBatch):
 
 
 def generate_ours(model, prompts, samples, new, stops):
+    """Samples that end after `stops` tokens, by this code."""
     with torch.inference_mode():
         batch = ForcedStops(
             model, prompts, samples, new + 1, (1.0, 1.0, 0), set(), 0, range(len(prompts)), 256, None
@@ -1738,6 +1744,7 @@ def speed_rm_step(args, pairs, rate, bandwidth):
 
 
 def difference_of(found):
+    """Largest difference between what we and the peer found (loss, gradient norm); nan without a peer."""
     return largest(found["ours"], found["peer"]) if "peer" in found else math.nan
 
 
@@ -1894,6 +1901,8 @@ def by_interpreter(count, tests, workers):
 
 
 def by_sandbox(kind, level):
+    """The way of our sandbox, as measure() takes it."""
+
     def way(count, tests, workers):
         program = PROGRAM if kind == "call" else STDIN_PROGRAM
         with Sandbox(workers, level) as sb:

@@ -129,6 +129,8 @@ SHAPES = {  # sizes of the published models and of two small ones, for measureme
 
 
 class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+
     def __init__(self, size, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
@@ -224,6 +226,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
     def __init__(self, config):
         super().__init__()
         D, M = config.hidden_size, config.intermediate_size
@@ -241,6 +245,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer: attention, then the MLP, each on normalised input and added to it."""
+
     def __init__(self, config):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -1243,6 +1249,7 @@ def model_folder(path):
 
 
 def read_json(path):
+    """A JSON file of a model folder; UserError where it is missing or no JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -1464,6 +1471,7 @@ def compute_dtype(device):
 
 
 def num_ranks():
+    """How many processes take part; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -1662,6 +1670,7 @@ def git_commit():
 
 
 def format_eta(seconds):
+    """Seconds -> 1m05s."""
     return f"{int(seconds) // 60}m{int(seconds) % 60:02d}s"
 
 

@@ -375,6 +375,7 @@ def set_advantages(groups, args):
 
 
 def has_signal(group):
+    """Whether any sample of a group has an advantage."""
     return any(r.advantage != 0.0 for r in group)
 
 
@@ -547,6 +548,7 @@ def gap(audits):
 
 
 def audit_line(rows):
+    """Evaluation rows -> the line that is printed of them."""
     shown = {"avg@n": "avg", "pass@n": "any", "valid": "valid", "reward": "reward"}
     parts = [f"{name} {mean([row[key] for row in rows]):.3f}" for name, key in shown.items()]
     found = audit(rows)
@@ -589,6 +591,7 @@ def final_table(before, after, args):
 
 
 def sample_row(step, r):
+    """A rollout as a line of samples.jsonl."""
     return {
         "step": step, "problem": r.problem.id, "prompt": r.problem.prompt, "completion": r.text, "code": r.code,
         "reason": r.reason, "score": r.score, "reward": r.reward, "advantage": r.advantage, "verdict": r.verdict,
@@ -621,6 +624,7 @@ def step_metrics(rows):
 
 
 def step_line(step, args, m, eta):
+    """What is printed of a step."""
     parts = [
         f"step {step}/{args.steps}",
         f"reward {m['reward']:.3f}",
@@ -659,6 +663,7 @@ def arguments():
 
 
 def training_problems(args, tokenizer, log):
+    """The problems of --problems that can be trained on: with tests where the reward needs them, and a prompt that fits."""
     problems = load_problems(args.problems, args.limit, log=log)
     if args.reward in ("exec", "partial"):
         problems = [p for p in problems if p.tests]

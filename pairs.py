@@ -147,6 +147,7 @@ def rmbench_pairs(row, where):
 
 
 def hash_text(text):
+    """64 bits that tell texts apart, the same in every process."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:8], "big")
 
 
@@ -580,6 +581,7 @@ def keep(funnel, what, rows, test, rule):
 
 
 def by_problem(samples):
+    """Samples -> {problem: its samples}."""
     groups = {}
     for sample in samples:
         groups.setdefault(sample.problem, []).append(sample)
@@ -642,6 +644,7 @@ def select(funnel, what, dealt, most, flag, rules, rng):
 
 
 def print_funnel(funnel):
+    """(what, count, rule) rows as the table that the trainer prints."""
     for what, count, rule in funnel:
         print(f"  {what:<14}{count:>8}   {rule}")
 

@@ -46,6 +46,8 @@ class UserError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
+    """A mistake on the command line is a UserError: one line, as any other mistake."""
+
     def error(self, message):
         raise UserError(f"{message} (--help lists the flags)")
 

@@ -244,6 +244,7 @@ def evaluate(model, rows, token_budget, rank=0, world=1):
 
 
 def mean(values):
+    """Arithmetic mean; nan of nothing."""
     return sum(values) / len(values) if len(values) else math.nan
 
 

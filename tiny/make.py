@@ -191,6 +191,7 @@ def conversations(count, seed=0):
 
 
 def make_policy(out=HERE / "policy", steps=POLICY_STEPS):
+    """Pretrains tiny/policy."""
     started = time.time()
     corpus = list(conversations(steps * POLICY_BATCH))
     print(f"corpus: {len(corpus)} conversations, {time.time() - started:.0f}s")
@@ -293,6 +294,7 @@ def generic_pairs(count, seed=1):
 
 
 def make_reward(out=HERE / "reward", count=GENERIC_PROBLEMS):
+    """Trains tiny/reward."""
     work = ROOT / "out" / "tiny-reward"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

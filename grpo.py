@@ -663,7 +663,7 @@ def arguments():
 
 
 def training_problems(args, tokenizer, log):
-    """The problems of --problems that can be trained on: with tests where the reward needs them, and a prompt that fits."""
+    """The problems of --problems with prompts that fit, and with tests where the reward needs them."""
     problems = load_problems(args.problems, args.limit, log=log)
     if args.reward in ("exec", "partial"):
         problems = [p for p in problems if p.tests]

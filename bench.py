@@ -52,6 +52,7 @@ from codescaler import (
     adamw,
     compile_blocks,
     compute_dtype,
+    fused_weights,
     gathered,
     generate,
     load_model,
@@ -1581,6 +1582,8 @@ def speed_score(args, pairs, rate, bandwidth):
     rows, found = sum(groups, []), {}
     lengths = [(len(prompt), [len(answer) for answer in answers]) for prompt, answers in work]
     twin = transformers_twin(model, args.device) if args.peer else None
+    fused = fused_weights(model)  # kept, as RewardModel keeps it
+    fused.__enter__()
 
     def ours():
         found["ours"] = sum(score_groups(model, groups), [])

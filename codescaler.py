@@ -1290,9 +1290,9 @@ def load_model(path, head="lm", dtype=None, device=None, random_init=False, shar
     loaded with head="score" gets a head of zeros (its lm_head is not used), and a reward model may have a score.bias.
     A score head is fp32 in any `dtype`. `random_init` takes the configuration only. Raises UserError.
     """
+    if path in SHAPES and not random_init:
+        check_model(path)
     folder = None if path in SHAPES else model_folder(path)
-    if folder is None and not random_init:
-        raise UserError(f"{path!r} names a shape without weights: add --random-init, or give a folder or a hub id")
     config = SHAPES.get(path) or Config.from_dict(read_json(folder / "config.json"), folder / "config.json")
     files = {} if random_init else weight_files(folder)
     with torch.device("meta"):
@@ -1321,6 +1321,8 @@ def load_model(path, head="lm", dtype=None, device=None, random_init=False, shar
 
 def check_model(path):
     """UserError where load_model would find no Qwen3: asked before hours of work that end with loading it."""
+    if path in SHAPES:
+        raise UserError(f"{path!r} names a shape without weights: add --random-init, or give a folder or a hub id")
     folder = model_folder(path)
     Config.from_dict(read_json(folder / "config.json"), folder / "config.json")
     for file in set(weight_files(folder).values()):

@@ -1119,8 +1119,8 @@ def plot_reasons(axis, groups):
     steps = sorted({s for m in groups[0][1] for s in map(int, m.get("loss", {}))})
     for reason, by_step in sorted(counts.items(), key=lambda item: -sum(map(sum, item[1].values())))[:6]:
         axis.plot(steps, [sum(by_step.get(s, [])) / len(groups[0][1]) for s in steps], label=reason, linewidth=1)
-    axis.set(title=f"no program: {groups[0][0]}"[:40], xlabel="step")
-    axis.legend(fontsize="x-small")
+    axis.set(title=f"no program: {groups[0][0]}"[:40], xlabel="step", ylim=(0, 1.4 * axis.get_ylim()[1]))
+    axis.legend(fontsize="x-small", ncols=3, loc="upper center")  # in the room above the curves
 
 
 def plot_store(plt, store, path):

@@ -160,8 +160,8 @@ def apply_rope(x_BTHK, cos_BT1K, sin_BT1K):
 
 
 def pack(weight):
-    """A weight [out, in] as oneDNN multiplies it fastest, for product(). Small ones stay as they are: a call of oneDNN
-    costs 10 us more than one of F.linear."""
+    """A weight [out, in] as oneDNN multiplies it fastest, for product(). Small ones stay as they are, since the call
+    costs more than it saves, and so do those in bf16."""
     weight = weight.detach()  # a Parameter would become the module's own
     pays = weight.numel() >= 2**18 and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     return torch.ops.mkldnn._reorder_linear_weight(weight) if pays else weight
@@ -345,9 +345,10 @@ def fused_weights(model):
     large weights are packed for oneDNN.
 
     The saving: five products of a block become two, which counts where a pass has few tokens and calls cost more than
-    they compute. Packed, the products of 16 rows are 1.3 to 2.5 times as fast, those of 2048 rows 1.15 times. For
-    passes without gradients, while the weights stay as they are. The copies are only made on a CPU, whose models are
-    small, and once where one such block is inside another. Equal to the plain path: test_fused_weights_change_nothing.
+    they compute; packing took generation at the small shape of `bench.py speed` from 3.0 to 4.5 times the speed of
+    transformers. For passes without gradients, while the weights stay as they are. The copies are only made on a CPU,
+    whose models are small, and once where one such block is inside another. Equal to the plain path:
+    test_fused_weights_change_nothing.
     """
     if model.model.layers[0].self_attn.qkv is not None:
         yield
@@ -1434,7 +1435,8 @@ def commit(new, path):
     """Gives a finished file its name once its bytes are on the disk."""
     with open(new, "rb+") as file:
         os.fsync(file.fileno())
-    os.umask(mask := os.umask(0))
+    mask = os.umask(0)  # the only way to ask for it is to set it
+    os.umask(mask)
     os.chmod(new, 0o666 & ~mask)  # safetensors makes files that only their owner can read
     os.replace(new, path)
 

@@ -252,8 +252,9 @@ def bootstrap(values, groups=None, rounds=1000, seed=0):
     """Mean of `values` and its 95% interval, resampling whole groups (problems; None: each value is one) with
     replacement; nan for one group."""
     values = np.asarray(values, dtype=float)
-    number = {group: i for i, group in enumerate(dict.fromkeys(groups))} if groups is not None else range(len(values))
-    index = [number[group] for group in groups] if groups is not None else number
+    groups = range(len(values)) if groups is None else groups
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    index = [number[group] for group in groups]
     sums, sizes = np.bincount(index, values), np.bincount(index)
     if len(sums) < 2:
         return float(values.mean()), math.nan, math.nan

@@ -254,6 +254,12 @@ def test_one_problem_can_be_trained_on(tmp_path):
     assert len(rows(tmp_path / "run")) == 1
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to --out .*file/run: Not a directory"):
+        codescaler.Run(Args(out=str(tmp_path / "file" / "run")), ["step"])
+
+
 def test_a_folder_that_may_not_be_written(tmp_path):
     (tmp_path / "shut").mkdir(mode=0o500)
     if os.access(tmp_path / "shut", os.W_OK):

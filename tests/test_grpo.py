@@ -31,6 +31,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +132,25 @@ def test_rewards_of_every_kind():
 def test_every_valid_answer_beats_every_invalid_one():
     valid = judged([("wrong_answer", s) for s in (-80.0, -5.0, 0.0, 900.0)], grpo.reward_rm)
     assert all(reward > 0 for reward in valid) and valid == sorted(valid) and math.isfinite(valid[-1])
+
+
+@pytest.mark.parametrize("kind", ["bare", "full"])
+def test_the_reward_model_is_given_what_it_was_trained_to_read(kind):
+    asked = []
+    judge = grpo.Judge(args(reward="exec"), "cpu", None)
+    judge.reward_model = SimpleNamespace(prompt=kind, score_many=lambda items: (asked.extend(items), [1.5])[1])
+    problem = Problem("a", "Add.")
+    rollout = Rollout(problem, 0, [1], [2], [0.0], code="x = 1")
+    judge.score([rollout])
+    assert asked == [("Add." if kind == "bare" else problems.policy_prompt(problem), "x = 1")] and rollout.score == 1.5
+
+
+def test_evaluation_leaves_out_what_could_not_be_graded(monkeypatch):
+    verdicts = ["pass", "wrong_answer", "harness_error", "unsupported"]
+    group = [Rollout(Problem("a", "p"), 0, [1], [2], [0.0], code="x", verdict=v, reward=1.0) for v in verdicts]
+    monkeypatch.setattr(grpo, "rollout", lambda *_: [group])
+    (row,) = grpo.evaluate(None, None, [group[0].problem], 1, lambda rollouts: None, args())
+    assert row["avg"] == 0.5 and row["any"] == 1.0
 
 
 # ----------------------------------------------------------------------------------------------------------------------

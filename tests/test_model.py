@@ -506,6 +506,8 @@ def test_sharded_and_untied_checkpoints(tmp_path, lm, golden):
 
 def test_save_and_load_give_the_same_bits(tmp_path, reward_model):
     cs.save_model(reward_model.model, reward_model.tokenizer, tmp_path / "copy")
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "copy").iterdir()}
+    assert len(modes) == 1  # the weights are as readable as the rest
     again = cs.RewardModel(tmp_path / "copy", device="cpu")
     items = [("Return the sum.", "def solve(xs):\n    return sum(xs)")]
     assert again.score_many(items) == reward_model.score_many(items)
@@ -591,6 +593,11 @@ def test_a_shape_has_no_weights_but_random_ones(lm, monkeypatch):
     assert a.head_source == "random" and 0.015 < a.model.embed_tokens.weight.std() < 0.025
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert cs.load_model(GOLDEN / "lm_tied", "score", device="cpu", random_init=True).head == "score"
+
+
+def test_toy_models_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cs.model_folder("tiny/policy") == ROOT / "tiny" / "policy"
 
 
 def test_hub_ids(tmp_path, monkeypatch, lm):

@@ -145,6 +145,13 @@ def test_candidates_without_a_model(sandbox, tmp_path):
         list(pairs.collect_samples([dataclasses.replace(ADD, solution=None)], ARGS, sandbox))
 
 
+def test_pairs_hold_what_the_reward_model_is_to_read(sandbox):
+    rows = [(ADD, "", SimpleNamespace(code=ADD.solution, reason="ok"))]
+    found = {kind: pairs.verify(sandbox, rows, "", SimpleNamespace(**vars(ARGS) | {"rm_prompt": kind}))[0].prompt
+             for kind in ("bare", "full")}  # fmt: skip
+    assert found == {"bare": ADD.prompt, "full": problems.policy_prompt(ADD)}
+
+
 def test_a_program_that_passes_only_sometimes_is_dropped(sandbox):
     coin = "import random\ndef add(a, b): return a + b if random.random() < 0.8 else 0"
     rows = [(ADD, "", SimpleNamespace(code=coin, reason="ok"))]

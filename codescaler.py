@@ -1233,8 +1233,6 @@ def score_batch(model, groups, batch, token_budget, scores):
 def model_folder(path):
     """A folder (a run folder means its checkpoint/) or a hub id -> folder with the model's files. Raises UserError."""
     folder = Path(path)
-    if str(path).startswith("tiny/") and not folder.exists():  # the toy models, from any working directory
-        folder = Path(__file__).resolve().parent / path
     if (folder / "checkpoint").is_dir():
         folder = folder / "checkpoint"
     if folder.is_dir():

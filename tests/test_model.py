@@ -595,11 +595,6 @@ def test_a_shape_has_no_weights_but_random_ones(lm, monkeypatch):
     assert cs.load_model(GOLDEN / "lm_tied", "score", device="cpu", random_init=True).head == "score"
 
 
-def test_toy_models_are_found_from_any_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert cs.model_folder("tiny/policy") == ROOT / "tiny" / "policy"
-
-
 def test_hub_ids(tmp_path, monkeypatch, lm):
     asked = []
 

@@ -1451,6 +1451,7 @@ class SpeedArgs:
     peer: bool = False  # also measure transformers (scoring, generation) and TRL (training steps)
     full: bool = False  # the large sizes, on a GPU
     compile: bool = False  # compile our training passes, as --compile of the trainers does
+    cuda_graphs: bool = False  # capture our decoding passes, as --cuda-graphs of grpo.py does
     seconds: int = 100  # a row is not repeated after so many seconds
     device: str | None = None  # cpu or cuda; default: cuda where there is one
     json: bool = False  # one JSON object a line on stdout
@@ -1615,11 +1616,11 @@ class ForcedStops(DecodingBatch):
         return [r for r, row in enumerate(self.rows) if len(row.ids) == self.stops[row.prompt * self.n + row.sample]]
 
 
-def generate_ours(model, prompts, samples, new, stops):
+def generate_ours(model, prompts, samples, new, stops, cuda_graphs):
     """Samples that end after `stops` tokens, by this code."""
     with torch.inference_mode():
         batch = ForcedStops(
-            model, prompts, samples, new + 1, (1.0, 1.0, 0), set(), 0, range(len(prompts)), 256, None
+            model, prompts, samples, new + 1, (1.0, 1.0, 0), set(), 0, range(len(prompts)), 256, None, cuda_graphs
         )  # fmt: skip
         batch.stops = stops
         return batch.run()
@@ -1652,7 +1653,7 @@ def speed_generate(args, size, rate, bandwidth):
     groups = [(len(prompt), stops[i * samples : (i + 1) * samples]) for i, prompt in enumerate(work)]
 
     def ours():
-        found["ours"] = generate_ours(model, work, samples, new, stops)
+        found["ours"] = generate_ours(model, work, samples, new, stops, args.cuda_graphs)
 
     @torch.inference_mode()
     def difference():
@@ -1763,7 +1764,7 @@ def speed_grpo_step(args, size, rate, bandwidth):
     optimizer = adamw(model.parameters(), args.device, lr=0.0)
 
     def ours():
-        done = generate_ours(gathered(model), work, samples, new, stops)
+        done = generate_ours(gathered(model), work, samples, new, stops, args.cuda_graphs)
         found["groups"] = [
             [grpo.Rollout(None, i, prompt, c.ids, c.logps, advantage=(-1.0) ** j) for j, c in enumerate(group)]
             for i, (prompt, group) in enumerate(zip(work, done))

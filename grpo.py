@@ -111,6 +111,7 @@ class Args:
     token_budget: int = 2048  # tokens of one training forward pass; a GPU wants 16384 or more
     checkpointing: bool = False  # less memory, a third more time: recompute activations in the backward pass
     compile: bool = False  # torch.compile of the training passes: a minute to start, then a little faster
+    cuda_graphs: bool = False  # capture decoding passes and replay them (never run on CUDA so far)
     # evaluation
     audit_every: int = 1  # execute the training rollouts every so many steps, where the reward does not need it
     eval_every: int = 10  # steps between audits on a fixed part of the evaluation problems
@@ -196,7 +197,7 @@ def rollout(policy, tokenizer, problems, numbers, args, group, seed, temperature
     prompts = [prompt_ids(tokenizer, problem, args.prompt_style) for problem in problems]
     completions = generate(
         policy, prompts, n=group, max_new_tokens=args.max_new_tokens, temperature=temperature, top_p=top_p,
-        top_k=top_k, stop_ids=tokenizer.stop_ids, seed=seed, prompt_keys=list(numbers),
+        top_k=top_k, stop_ids=tokenizer.stop_ids, seed=seed, prompt_keys=list(numbers), cuda_graphs=args.cuda_graphs,
     )  # fmt: skip
     groups = []
     for problem, number, prompt, answers in zip(problems, numbers, prompts, completions, strict=True):

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import codescaler as cs
 from problems import UserError
@@ -160,6 +161,7 @@ def test_rows_that_share_their_prompt_equal_rows_of_their_own(lm):
         rows.pop()
 
     def step(tokens):
+        cache.prepare()
         hidden = lm(torch.tensor(tokens)[:, None], cache=cache)[:, 0]
         for r, token in enumerate(tokens):
             rows[r] = [*rows[r], token]
@@ -186,15 +188,77 @@ def test_places_of_rows_that_have_gone_are_closed_up(lm):
     prefix, _ = cs.prefill(lm, [tokens])
     cache.add_row(prefix, 0, 0, 3)
     for token in range(18):
+        cache.prepare()
         lm(torch.tensor([[token]]), cache=cache)
     cache.add_row(prefix, 0, 0, 3)
     for token in range(30):
         if token == 5:
             cache.remove_row(0)
         ids = [[token]] if token >= 5 else [[9], [token]]
+        cache.prepare()
         hidden, tokens = lm(torch.tensor(ids), cache=cache)[-1, 0], [*tokens, token]
         assert close(hidden, lm(torch.tensor([tokens]))[0, -1])
         assert cache.width == (19 + token if token < 5 else token + 1)
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph is, on a CPU: the operations of a pass, on the tensors they had, without our code."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.replays = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.name() not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh"), function
+        self.calls.append((function, args, kwargs or {}, function(*args, **kwargs or {})))
+        return self.calls[-1][-1]
+
+    def replay(self):
+        self.replays += 1
+        for function, args, kwargs, result in self.calls:
+            again = function(*args, **kwargs)
+            for mine, new in zip(*((x,) if isinstance(x, torch.Tensor) else x for x in (result, again))):
+                mine.copy_(new)
+
+
+def graphs_draw_the_same_tokens(model, n, max_rows, new):
+    """Rows leave at different steps and others come, prompts are of different lengths, and places are used again."""
+    prompts = [[5, 6, 7], [9] * 12, [3, 4] * 4, [8] * 300]
+    args = dict(n=n, max_rows=max_rows, max_new_tokens=new, stop_ids=range(100, 110), seed=4)
+    plain, captured = (cs.generate(model, prompts, **args, cuda_graphs=graphs) for graphs in (False, True))
+    for group, wanted in zip(captured, plain, strict=True):
+        assert [c.ids for c in group] == [c.ids for c in wanted]
+        assert all(close(torch.tensor(a.logps), torch.tensor(b.logps)) for a, b in zip(group, wanted))
+    assert len({len(c.ids) for group in plain for c in group}) > 3
+
+
+BATCHES = pytest.mark.parametrize("n, max_rows, new", [(4, 256, 30), (3, 5, 30), (4, 7, 300)])
+
+
+@BATCHES
+def test_captured_passes_draw_the_same_tokens(lm, monkeypatch, n, max_rows, new):
+    tapes = []
+
+    def capture(work, other):
+        batch, tape = work.__self__, Tape()
+        state = [x for x in {**vars(batch), **vars(batch.cache)}.values() if isinstance(x, torch.Tensor)]
+        before = [x.clone() for x in state]
+        with tape:
+            work()
+        for x, old in zip(state, before):  # a GPU runs nothing while it captures
+            x.copy_(old)
+        tapes.append(tape)
+        return tape
+
+    monkeypatch.setattr(cs, "capture", capture)
+    graphs_draw_the_same_tokens(lm, n, max_rows, new)
+    assert sum(tape.replays for tape in tapes) > 2 * len(tapes) > 0
+
+
+@BATCHES
+@pytest.mark.gpu
+def test_cuda_graphs_draw_the_same_tokens(n, max_rows, new):
+    graphs_draw_the_same_tokens(cs.load_model(GOLDEN / "lm_tied", device="cuda"), n, max_rows, new)
 
 
 def test_decoding_in_bf16_keeps_logits_in_fp32():

@@ -1013,7 +1013,8 @@ def capture(work, other=None):
     if not torch.cuda.is_available():
         raise UserError("--cuda-graphs: there is no CUDA device")
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=other and other.pool()):
+    # thread_local: NCCL's watchdog may query its events meanwhile.
+    with torch.cuda.graph(graph, pool=other and other.pool(), capture_error_mode="thread_local"):
         work()
     return graph
 

@@ -979,8 +979,8 @@ class DecodingBatch:
         """One forward pass over all rows: their new tokens into the cache, their hidden states for the next.
 
         With CUDA graphs a pass whose shapes are new runs as usual and is captured then; later ones are replayed. The
-        saving: one launch in place of some 25 kernels a layer, which the host starts more slowly than a GPU runs them.
-        test_captured_passes_draw_the_same_tokens, on a CPU; not measured on a GPU."""
+        saving: one launch in place of about 50 operations a layer, which the host starts more slowly than a GPU runs
+        them. test_captured_passes_draw_the_same_tokens, on a CPU; not measured on a GPU."""
         shapes = self.cache.prepare()
         if shapes in self.graphs:
             self.graphs[shapes].replay()

@@ -141,9 +141,9 @@ def rmbench_item(row, where):
 
 
 def rmbench_pairs(row, where):
-    """The three same-style pairs of an RM-Bench item."""
+    """The three same-style pairs of an RM-Bench item, which is one problem."""
     domain, prompt, *sides = rmbench_item(row, where)
-    return [Pair(prompt, c, r, f"{row.get('id', where)}/{i}", domain) for i, (c, r) in enumerate(zip(*sides))]
+    return [Pair(prompt, c, r, f"{row.get('id', where)}#{i}", domain) for i, (c, r) in enumerate(zip(*sides))]
 
 
 def hash_text(text):

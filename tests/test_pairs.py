@@ -287,7 +287,7 @@ def test_rmbench_pairs_are_of_one_style(tmp_path):
     (tmp_path / "rm.json").write_text(json.dumps([row]))
     found = load_pairs(f"rmbench:{tmp_path}/rm.json")
     assert [(p.id, p.chosen, p.rejected, p.source) for p in found] == [
-        ("7/0", "a", "x", "code"), ("7/1", "b", "y", "code"), ("7/2", "c", "z", "code"),
+        ("7#0", "a", "x", "code"), ("7#1", "b", "y", "code"), ("7#2", "c", "z", "code"),
     ]  # fmt: skip
     (tmp_path / "rm.json").write_text(json.dumps([row | {"chosen": ["a"]}]))
     with pytest.raises(UserError, match="row 1: chosen and rejected should be lists of three texts"):

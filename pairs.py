@@ -175,13 +175,13 @@ def split_pairs(pairs, held_out, seed=0, by="problem"):
 
 
 def ngrams(text, n):
-    """The set of n-tuples of neighbouring words, in lower case and without punctuation.
+    """The set of n-tuples of neighbouring words, in lower case and without punctuation; all words of a shorter text.
 
     >>> sorted(ngrams("Sort it, then sum.", 3))
     [('it', 'then', 'sum'), ('sort', 'it', 'then')]
     """
     words = re.findall(r"\w+", text.lower())
-    return set(zip(*(words[i:] for i in range(n))))
+    return set(zip(*(words[i:] for i in range(min(n, len(words))))))
 
 
 def near_duplicates(statements, least=0.8, n=3):
@@ -224,9 +224,9 @@ def decontaminate(problems, evaluation, n=13):
     """
     seen, cases = set(), set()
     for problem in evaluation:
-        seen |= ngrams(problem.prompt, n) or ngrams(problem.prompt, len(re.findall(r"\w+", problem.prompt)))
+        seen |= ngrams(problem.prompt, n)
         cases |= case_keys(problem.tests)
-    lengths = {len(gram) for gram in seen} - {0}
+    lengths = {len(gram) for gram in seen}
     alike = {p.id for p in problems if any(ngrams(p.prompt, length) & seen for length in lengths)}
     shared = {p.id for p in problems if case_keys(p.tests) & cases} - alike
     kept = [p for p in problems if p.id not in alike | shared]

@@ -165,6 +165,8 @@ def test_near_duplicates_are_one_problem():
     statements = {"a": text, "b": text + " now.", "c": "Return the longest word of a text that has no vowels in it"}
     found = pairs.near_duplicates(statements)
     assert found["a"] == found["b"] != found["c"]
+    short = pairs.near_duplicates({"a": "Add up.", "b": "add up", "c": "Add", "d": "", "e": ""})  # no three words
+    assert short["a"] == short["b"] and len(set(short.values())) == 4
     rng, words = random.Random(0), "one two three four five six".split()
     many = {i: " ".join(rng.choices(words, k=12)) for i in range(150)}
     many |= {i + 1000: many[i] + " end" for i in range(50)}

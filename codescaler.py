@@ -511,12 +511,12 @@ def few_sizes(count, limit, multiple=None):
 
 
 def attend_part(mask_B1S, q_BQK, k_BSK, v_BSK):
-    """Attention over a part of the keys -> result [B, Q, K] and logarithm of the sum of its weights [B, Q, 1]."""
+    """Attention over a part of the keys -> fp32 result [B, Q, K] and logarithm of the sum of its weights [B, Q, 1]."""
     logits_BQS = masked_logits(mask_B1S, q_BQK, k_BSK)
     top_BQ1 = logits_BQS.amax(-1, keepdim=True)
     weight_BQS = (logits_BQS - top_BQ1).exp_()
     sum_BQ1 = weight_BQS.sum(-1, keepdim=True)
-    return torch.bmm(weight_BQS.to(v_BSK.dtype), v_BSK) / sum_BQ1.to(v_BSK.dtype), top_BQ1 + sum_BQ1.log()
+    return torch.bmm(weight_BQS.to(v_BSK.dtype), v_BSK) / sum_BQ1, top_BQ1 + sum_BQ1.log()
 
 
 class GroupCache:
@@ -662,7 +662,7 @@ class GroupCache:
             x.view(-1, q_RMK.shape[1], x.shape[-1]).index_select(0, self.to_rows) for x in prompt
         )
         share_RM1 = (prompt_sum_RM1 - own_sum_RM1).sigmoid()
-        return torch.lerp(own_RMK.float(), prompt_RMK.float(), share_RM1).to(q_R1HK.dtype).view(q_R1HK.shape)
+        return torch.lerp(own_RMK, prompt_RMK, share_RM1).to(q_R1HK.dtype).view(q_R1HK.shape)
 
     def end(self, lengths):
         self.position_R1[: self.live] += 1
@@ -710,7 +710,7 @@ class LayerOnPrompts:
             torch.cat([prompts[self.group_B], answers], dim=1).transpose(1, 2)
             for prompts, answers in ((self.prompts.k, self.k), (self.prompts.v, self.v))
         )
-        if q_BTHK.is_cuda:  # before Hopper no fused kernel takes a mask and fewer kv heads (untested)
+        if q_BTHK.is_cuda:  # of the fused kernels only cuDNN's takes a mask and fewer kv heads (untested)
             repeats = q_BTHK.shape[2] // k_BGSK.shape[1]
             k_BGSK, v_BGSK = k_BGSK.repeat_interleave(repeats, 1), v_BGSK.repeat_interleave(repeats, 1)
         y_BHTK = F.scaled_dot_product_attention(
@@ -979,7 +979,7 @@ class DecodingBatch:
         """One forward pass over all rows: their new tokens into the cache, their hidden states for the next.
 
         With CUDA graphs a pass whose shapes are new runs as usual and is captured then; later ones are replayed. The
-        saving: one launch in place of about 50 operations a layer, which the host starts more slowly than a GPU runs
+        saving: one launch in place of 54 kernels a layer (counted), which the host starts more slowly than a GPU runs
         them. test_captured_passes_draw_the_same_tokens, on a CPU; not measured on a GPU."""
         shapes = self.cache.prepare()
         if shapes in self.graphs:
@@ -987,7 +987,8 @@ class DecodingBatch:
         else:
             self.decode()
             if self.cuda_graphs:
-                self.graphs[shapes] = capture(self.decode, next(iter(self.graphs.values()), None))
+                other = next(iter(self.graphs.values()), None)
+                self.graphs[shapes] = capture(self.decode, self.hidden_RD.device, other)
 
     def decode(self):
         """The device's part of a pass: no number of this step may come from the host but through a tensor."""
@@ -1007,11 +1008,11 @@ class DecodingBatch:
             self.rows.pop()
 
 
-def capture(work, other=None):
+def capture(work, device, other=None):
     """What `work` starts on the GPU, as a graph that can be replayed. Nothing runs while it is captured. Graphs that
     never run together and keep no result of their own can share the memory of an `other` one. Untested on CUDA."""
-    if not torch.cuda.is_available():
-        raise UserError("--cuda-graphs: there is no CUDA device")
+    if device.type != "cuda":
+        raise UserError(f"--cuda-graphs: the model is on {device}")
     graph = torch.cuda.CUDAGraph()
     # thread_local: NCCL's watchdog may query its events meanwhile.
     with torch.cuda.graph(graph, pool=other and other.pool(), capture_error_mode="thread_local"):
@@ -1820,6 +1821,7 @@ class Run:
     )  # fmt: skip
     may_differ = (
         "steps", "resume", "device", "out", "collect_only", "rm_offload", "optimizer_offload", "phase_minutes",
+        "cuda_graphs",
     )  # fmt: skip
 
     def __init__(self, args, columns, rank=0):
@@ -1860,9 +1862,9 @@ class Run:
         begun = any((self.dir / name).exists() for name in ("checkpoint", "samples.jsonl", "pairs.jsonl"))
         old = read_json(path)["args"] if path.exists() and begun else new  # a start that failed binds nobody
         for name in new:
-            if name not in self.may_differ and old.get(name) != new[name]:
+            if name in old and name not in self.may_differ and old[name] != new[name]:
                 raise UserError(
-                    f"{self.dir} was started with --{name.replace('_', '-')} {old.get(name)}, now it is {new[name]}: "
+                    f"{self.dir} was started with --{name.replace('_', '-')} {old[name]}, now it is {new[name]}: "
                     "give the old value or another --out, or start over with --no-resume"
                 )
         versions = {"python": platform.python_version(), "torch": torch.__version__, "commit": git_commit()}

@@ -382,8 +382,9 @@ def has_signal(group):
 
 def token_weights(mask_BT, norm, samples, tokens, max_new_tokens):
     """What a token counts in the loss, 0 outside the answers. `samples` and `tokens` are those of ALL micro-batches and
-    ranks, so the loss does not depend on how the batch is cut. token: every token alike (DAPO); seq: every sample alike
-    (the original GRPO); const: every token alike, but a long answer is not discounted by the others (Dr. GRPO)."""
+    ranks, so the loss does not depend on how the batch is cut; only answers with an advantage are counted, so groups
+    without a signal do not shrink the step. token: every token alike (DAPO); seq: every sample alike (the original
+    GRPO); const: every token alike, but a long answer is not discounted by the others (Dr. GRPO)."""
     if norm == "seq":
         return mask_BT / mask_BT.sum(1, keepdim=True).clamp(min=1) / samples
     return mask_BT / (tokens if norm == "token" else samples * max_new_tokens)
@@ -567,11 +568,11 @@ def by_part(rows):
     return parts
 
 
-def final_table(before, after, args):
-    """Held-out results as lines of text, one a part of the data."""
-    n = args.eval_group
+def final_table(before, after, args, trained_on=0):
+    """Results as lines of text, one a part of the data. `trained_on`: so many of the problems are not held out."""
+    n, what = args.eval_group, f"problems, {trained_on} of them trained on" if trained_on else "held-out problems"
     lines = [
-        f"held-out problems ({args.eval_problems}), {n} samples each at temperature {args.eval_temperature}, "
+        f"{what} ({args.eval_problems}), {n} samples each at temperature {args.eval_temperature}, "
         f"extraction {args.extract}, graded by execution"
     ]
     lines.append(
@@ -654,11 +655,15 @@ def arguments():
     args = parse_args(PRESETS[args.preset])
     check_choice(args, reward=("rm", "exec", "partial", "hybrid"), shaping=("softplus", "raw"),
                  norm=("token", "seq", "const"), extract=MODES, rm_prompt=(None, "bare", "full"))  # fmt: skip
-    check_least(args, 1, "prompts group updates epochs max_new_tokens eval_group eval_every audit_every eval_limit "
+    check_least(args, 2, "group")
+    check_least(args, 1, "prompts updates epochs max_new_tokens eval_group eval_every audit_every eval_limit "
                 "save_every token_budget max_prompt_tokens limit phase_minutes")  # fmt: skip
     check_least(args, 0, "steps lr kl warmup weight_decay clip_low clip_high dual_clip std_floor min_spread refill "
-                "top_k stop_on_gap")  # fmt: skip
-    check_least(args, 0.01, "temperature eval_temperature top_p eval_top_p")
+                "top_k stop_on_gap eval_temperature")  # fmt: skip
+    check_least(args, 0.01, "temperature top_p eval_top_p")
+    for name in ("top_p", "eval_top_p"):
+        if getattr(args, name) > 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at most 1")
     args.out = args.out or f"out/grpo-{args.reward}"
     return args
 
@@ -694,6 +699,8 @@ def evaluation_problems(args, log):
 def main():
     args = arguments()
     rank, world, device = setup(args.device, args.phase_minutes)
+    if args.cuda_graphs and device == "cpu":
+        raise UserError("--cuda-graphs: this run is on cpu")
     log = print if rank == 0 else lambda *_: None
     if args.preset == "paper-8b":
         log(PAPER_DIFFERENCES)
@@ -703,6 +710,9 @@ def main():
     with Sandbox(level=args.sandbox) as sandbox:
         judge = Judge(args, device, sandbox)
         problems, eval_problems = judge.readable(problems, log), judge.readable(eval_problems, log)
+        trained_on = len({p.prompt for p in problems} & {p.prompt for p in eval_problems})
+        if trained_on:
+            log(f"{trained_on} of {len(eval_problems)} evaluation problems are trained on, too: not held out")
         stride = math.ceil(len(eval_problems) / args.eval_limit)
         state = run.load()
         path, random_init = (run.checkpoint, False) if state else (args.policy, args.random_init)
@@ -765,7 +775,8 @@ def main():
     if rank == 0:
         result = {"n": args.eval_group, "before": by_part(state["before"]), "after": by_part(state["after"])}
         write_atomic(run.dir / "result.json", json.dumps(result))
-    log("\n" + "\n".join(final_table(state["before"], state["after"], args)) + f"\n\npolicy: {run.checkpoint}")
+    table = final_table(state["before"], state["after"], args, trained_on)
+    log("\n" + "\n".join(table) + f"\n\npolicy: {run.checkpoint}")
 
 
 if __name__ == "__main__":

@@ -87,11 +87,18 @@ def load_pairs(spec, limit=None, allow_empty_prompt=False):
     """
     kind, _, path = spec.partition(":")
     if kind in ("codescalerpair", "rmbench"):
-        read, rows = {"codescalerpair": codescaler_pair, "rmbench": rmbench_pairs}[kind], read_rows(path, limit)
-        return [pair for row, where in rows for pair in read(filled(row, allow_empty_prompt), where)]
-    if spec.endswith((".jsonl", ".json", ".jsonl.gz", ".parquet")):
-        return [own_pair(filled(row, allow_empty_prompt), where) for row, where in read_rows(spec, limit)]
-    raise UserError(f"--pairs {spec!r}: expected a .jsonl file of our own, codescalerpair:PATH or rmbench:PATH")
+        read = {"codescalerpair": codescaler_pair, "rmbench": rmbench_pairs}[kind]
+    elif spec.endswith((".jsonl", ".json", ".jsonl.gz", ".parquet")):
+        read, path = own_pair, spec
+    else:
+        raise UserError(f"--pairs {spec!r}: expected a .jsonl file of our own, codescalerpair:PATH or rmbench:PATH")
+    pairs = []
+    for row, where in read_rows(path, limit):
+        found = read(filled(row, allow_empty_prompt), where)
+        if not (found[0].prompt or allow_empty_prompt):
+            raise UserError(f"{where}: the statement is empty (--allow-empty-prompt accepts that)")
+        pairs += found
+    return pairs
 
 
 STATEMENT_KEYS = ("prompt", "question_content", "question")
@@ -103,15 +110,16 @@ def filled(row, allow_empty_prompt):
 
 
 def own_pair(row, where):
-    """A row of our own schema: the fields of Pair."""
+    """A row of our own schema: the fields of Pair, whose defaults take the place of nulls."""
     unknown = set(row) - {f.name for f in dataclasses.fields(Pair)}
     if unknown:
         raise UserError(f"{where}: unknown key {sorted(unknown)}")
+    row = {"source": ""} | {key: value for key, value in row.items() if value is not None}
     for key in ("margin", "num_tests"):
-        if row.get(key) is not None:
-            need(row, where, key, kind=int | float)
-    texts = {key: need(row, where, key) for key in ("prompt", "chosen", "rejected", "id")}
-    return Pair(**texts, source=row.get("source", ""), margin=row.get("margin"), num_tests=row.get("num_tests"))
+        if key in row and not math.isfinite(need(row, where, key, kind=int | float)):
+            raise UserError(f"{where}: key {key!r} should be a number, found {row[key]}")
+    texts = {key: need(row, where, key) for key in ("prompt", "chosen", "rejected", "id", "source")}
+    return [Pair(**texts, margin=row.get("margin"), num_tests=row.get("num_tests"))]
 
 
 def codescaler_pair(row, where):
@@ -175,13 +183,13 @@ def split_pairs(pairs, held_out, seed=0, by="problem"):
 
 
 def ngrams(text, n):
-    """The set of n-tuples of neighbouring words, in lower case and without punctuation; all words of a shorter text.
+    """The set of n-tuples of neighbouring words, in lower case and without punctuation.
 
     >>> sorted(ngrams("Sort it, then sum.", 3))
     [('it', 'then', 'sum'), ('sort', 'it', 'then')]
     """
     words = re.findall(r"\w+", text.lower())
-    return set(zip(*(words[i:] for i in range(min(n, len(words))))))
+    return set(zip(*(words[i:] for i in range(n))))
 
 
 def near_duplicates(statements, least=0.8, n=3):
@@ -224,9 +232,9 @@ def decontaminate(problems, evaluation, n=13):
     """
     seen, cases = set(), set()
     for problem in evaluation:
-        seen |= ngrams(problem.prompt, n)
+        seen |= ngrams(problem.prompt, n) or ngrams(problem.prompt, len(re.findall(r"\w+", problem.prompt)))
         cases |= case_keys(problem.tests)
-    lengths = {len(gram) for gram in seen}
+    lengths = {len(gram) for gram in seen} - {0}
     alike = {p.id for p in problems if any(ngrams(p.prompt, length) & seen for length in lengths)}
     shared = {p.id for p in problems if case_keys(p.tests) & cases} - alike
     kept = [p for p in problems if p.id not in alike | shared]
@@ -486,8 +494,8 @@ def given_programs(problems, args):
 
 def candidate(row, where, extract):
     """A row of a file of samples -> (completion, Extraction)."""
-    if row.get("completion"):
-        return row["completion"], extract_code(row["completion"], extract)
+    if row.get("completion") or "completion" in row and row.get("code") is None:
+        return need(row, where, "completion"), extract_code(row["completion"], extract)
     code = need(row, where, "code")
     try:
         ast.parse(code)
@@ -643,10 +651,10 @@ def select(funnel, what, dealt, most, flag, rules, rng):
     return keep(funnel, what, pairs, lambda pair: id(pair) not in surplus, rule)
 
 
-def print_funnel(funnel):
+def print_funnel(funnel, log=print):
     """(what, count, rule) rows as the table that the trainer prints."""
     for what, count, rule in funnel:
-        print(f"  {what:<14}{count:>8}   {rule}")
+        log(f"  {what:<14}{count:>8}   {rule}")
 
 
 def write_jsonl(path, rows):
@@ -798,6 +806,8 @@ def augment(pairs, seed=0, rewritten=0.5, adversarial_share=0.5):
                 add(pair, "rewritten", *sides)
         if rng.random() < adversarial_share:
             found = adversarial(pair, other, seed)
+            if not found:  # no Python
+                continue
             kind = rng.choice(sorted(found))
             right, wrong = found[kind]
             if kind.startswith("claim") and rng.random() < 0.5:  # a claim alone must not tell the wrong program

@@ -270,7 +270,10 @@ def raw_rows(path):
             import pyarrow.parquet
         except ImportError:
             raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
-        return pyarrow.parquet.read_table(path).to_pylist()
+        try:
+            return pyarrow.parquet.read_table(path).to_pylist()
+        except pyarrow.lib.ArrowException as error:
+            raise UserError(f"{path}: not parquet: {error}") from None
     if path.endswith(".json"):
         with open(path, encoding="utf-8") as file:
             try:
@@ -300,8 +303,11 @@ def read_rows(path, limit=None):
     for count, row in enumerate(itertools.islice(raw_rows(path), limit), 1):
         if isinstance(row, str):
             try:
+                halves = "\\ud" in row.lower()  # half a character, which no tokenizer takes
                 row = json.loads(row)
-            except ValueError as error:
+                if halves:
+                    json.dumps(row, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path} row {count}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise UserError(f"{path} row {count}: expected an object, found {type(row).__name__}")
@@ -315,7 +321,8 @@ def need(row, where, *keys, kind=str):
     for key in keys:
         if key in row:
             if not isinstance(row[key], kind):
-                raise UserError(f"{where}: key {key!r} should be {kind.__name__}, found {row[key]!r:.80}")
+                expected = getattr(kind, "__name__", kind)
+                raise UserError(f"{where}: key {key!r} should be {expected}, found {row[key]!r:.80}")
             return row[key]
     raise UserError(f"{where}: no key {' or '.join(map(repr, keys))}; found {sorted(row)}")
 
@@ -337,15 +344,16 @@ def own_problem(row, where):
     unknown = set(row) - {f.name for f in dataclasses.fields(Problem)}
     if unknown:
         raise UserError(f"{where}: unknown key {sorted(unknown)}")
+    optional = ("solution", "source", "starter")
+    row = {key: value for key, value in row.items() if value is not None or key not in optional}
     tests = row.get("tests")
     if tests is not None:
         try:
             tests = Tests(**need(row, where, "tests", kind=dict))
         except TypeError as error:
             raise UserError(f"{where}: tests: {str(error).removeprefix('Tests.__init__() ')}") from None
-    for key in ("solution", "source", "starter"):
-        if row.get(key) is not None:
-            need(row, where, key)
+    for key in set(optional) & set(row):
+        need(row, where, key)
     return Problem(**{**row, "id": str(row.get("id", where)), "prompt": need(row, where, "prompt"), "tests": tests})
 
 
@@ -353,6 +361,8 @@ def mbpp_problem(row, where):
     """google-research MBPP: text, code, test_list, test_setup_code. The first assert goes into the statement, as in the
     MBPP paper's prompt: without it nobody can know the function's name."""
     asserts = need(row, where, "test_list", kind=list)
+    if not all(isinstance(text, str) for text in asserts):
+        raise UserError(f"{where}: test_list should be a list of asserts, found {asserts!r:.80}")
     prompt = f"{need(row, where, 'text', 'prompt')}\n\nYour code should pass this test:\n{''.join(asserts[:1])}"
     tests = Tests("assert", [{"assert": a} for a in asserts], setup=row.get("test_setup_code") or "")
     solution = need(row, where, "code").replace("\r\n", "\n")

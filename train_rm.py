@@ -26,8 +26,10 @@ import json
 import math
 import os
 import random
+import statistics
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +54,7 @@ from codescaler import (
     load_model,
     model_folder,
     phase,
+    read_json,
     reward_input_ids,
     set_learning_rate,
     setup,
@@ -78,7 +81,7 @@ from pairs import (
     split_pairs,
     write_jsonl,
 )
-from problems import UserError, check_choice, check_least, load_problems, parse_args, run_cli
+from problems import Problem, UserError, check_choice, check_least, load_problems, parse_args, run_cli
 from sandbox import Sandbox
 
 COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,tokens,seconds".split(",")
@@ -110,7 +113,7 @@ class Args(PairRules):
     held_out: float = 0.15  # share of the problems kept for evaluation
     split: str = "problem"  # what is held out: whole problems (problem), or pairs of problems trained on (pair)
     epochs: float = 1.25  # passes over the pairs
-    steps: int | None = None  # optimizer steps, in place of --epochs
+    steps: int | None = None  # optimizer steps, in place of --epochs; raised on resume, the cosine of --lr is longer
     batch: int = 32  # pairs a step
     lr: float = 5e-4  # peak learning rate; warmup over 5% of the steps, then a cosine to a tenth
     weight_decay: float = 0.01  # AdamW, matrices only
@@ -300,7 +303,9 @@ def probability(score, calibration):
 
 def fit_logistic(scores, passed):
     """score -> P(pass) by maximum likelihood (Platt 1999; with his smoothed targets separable data has a fit too)."""
-    x = torch.tensor([[s, 1.0] for s in scores], dtype=torch.float64)
+    center = mean(scores)
+    scale = statistics.pstdev(scores) or 1.0  # Newton's method finds its way from 0 only near scores of this size
+    x = torch.tensor([[(s - center) / scale, 1.0] for s in scores], dtype=torch.float64)
     positives = sum(map(bool, passed))
     high, low = (positives + 1) / (positives + 2), 1 / (len(passed) - positives + 2)
     y = torch.tensor([high if p else low for p in passed], dtype=torch.float64)
@@ -313,7 +318,8 @@ def fit_logistic(scores, passed):
         w = w - step.clamp(-5, 5)
         if step.abs().max() < 1e-10:
             break
-    return {"slope": w[0].item(), "intercept": w[1].item()}
+    slope = w[0].item() / scale
+    return {"slope": slope, "intercept": w[1].item() - slope * center}
 
 
 def fit_calibration(scores, passed):
@@ -387,9 +393,11 @@ def pair_report(pairs, before, after, init, split):
     return lines, result
 
 
-def held_out_programs(run, held_out):
+def held_out_programs(run, train, held_out):
     """[(problem, prompt, code, passed)] of the held-out problems: all their sampled programs where this run sampled
-    them, else those of the pairs. They show whether the score follows execution, not only within chosen pairs."""
+    them, else those of the pairs; with --split pair, those that no training pair has. They show whether the score
+    follows execution, not only within chosen pairs."""
+    seen = {(problem_of(p), code) for p in train for code in (p.chosen, p.rejected)}
     problems = {problem_of(p) for p in held_out}
     samples = [Sample(**row) for row in run.samples() if row["problem"] in problems]
     found = {
@@ -400,7 +408,7 @@ def held_out_programs(run, held_out):
     if not found:
         for p in held_out:
             found |= {(problem_of(p), p.prompt, p.chosen): True, (problem_of(p), p.prompt, p.rejected): False}
-    return [(*key, passed) for key, passed in found.items()]
+    return [(problem, *key, passed) for (problem, *key), passed in found.items() if (problem, key[1]) not in seen]
 
 
 def execution_report(programs, path, init, device):
@@ -500,16 +508,43 @@ def collect(args, run, device, log, rank, world):
     return pairs
 
 
+def given_pairs(args, log):
+    """The pairs of --pairs that can be learned and resemble no problem of --decontaminate."""
+    rules = {f.name for f in dataclasses.fields(PairRules)} - {"decontaminate"}
+    rules |= {"problems", "candidates", "policy", "group", "temperature", "max_new_tokens"}
+    idle = [f"--{name.replace('_', '-')}" for name in sorted(rules) if getattr(args, name) != getattr(Args(), name)]
+    if idle:
+        log(f"{', '.join(idle)}: for collecting pairs, without effect on those of --pairs")
+    found = load_pairs(args.pairs, args.limit, args.allow_empty_prompt)
+    beside = Path(args.pairs).with_name("args.json")  # of the run that collected them
+    read = read_json(beside)["args"].get("rm_prompt", args.rm_prompt) if beside.is_file() else args.rm_prompt
+    if read != args.rm_prompt:
+        raise UserError(f"--pairs {args.pairs} was collected with --rm-prompt {read}, now it is {args.rm_prompt}")
+    if args.margin and not any(p.margin for p in found):
+        raise UserError(f"--margin {args.margin}: no pair of --pairs {args.pairs} has a margin")
+    pairs = [p for p in found if p.chosen != p.rejected]
+    if len(pairs) < len(found):
+        log(f"{len(found) - len(pairs)} of {len(found)} pairs left out: chosen and rejected are the same")
+    if args.decontaminate:
+        asked = [Problem(name, prompt) for name, prompt in {problem_of(p): p.prompt for p in pairs}.items()]
+        evaluation = load_problems(",".join(args.decontaminate), log=log, flag="--decontaminate")
+        kept, funnel = decontaminate(asked, evaluation)
+        print_funnel(funnel, log)
+        pairs = [p for p in pairs if problem_of(p) in {problem.id for problem in kept}]
+    return pairs
+
+
 def get_pairs(args, run, device, log, rank, world):
     """(train, held-out) pairs: of --pairs, of an earlier start of this run, or collected now."""
     if args.pairs:
-        pairs = load_pairs(args.pairs, args.limit, args.allow_empty_prompt)
+        pairs = given_pairs(args, log)
     elif agree((run.dir / "pairs.jsonl").exists()):  # a rank that is late would find the pairs of this very start
         pairs = load_pairs(str(run.dir / "pairs.jsonl"))
     else:
         pairs = collect(args, run, device, log, rank, world)
     train, held_out = split_pairs(pairs, args.held_out, args.seed, args.split)
     if args.collect_only:
+        log(f"{len(pairs)} pairs: {run.dir / 'pairs.jsonl'}")
         return train, held_out
     if len(train) < args.batch or not held_out:
         raise UserError(
@@ -550,11 +585,12 @@ def update(model, optimizer, rows, args, world, rank):
     return [*total(sums).tolist(), grad_norm, int(not math.isfinite(grad_norm))]
 
 
-def report(args, run, held_out, state, after, device):
+def report(args, run, train, held_out, state, after, device):
     """Prints what was learned and leaves result.json in the run folder and calibration.json beside the weights."""
     init = None if args.random_init else args.init
     lines, result = pair_report(held_out, state["before"], after, init or "random", args.split)
-    more, against, calibration = execution_report(held_out_programs(run, held_out), run.checkpoint, init, device)
+    programs = held_out_programs(run, train, held_out)
+    more, against, calibration = execution_report(programs, run.checkpoint, init, device)
     flips, flipped = flip_report(held_out, run.checkpoint, device, args.seed)
     print("\n" + "\n".join(lines) + "\n\n" + "\n".join(more + flips))
     result |= against | flipped | {"skipped": state["skipped"]}
@@ -568,12 +604,15 @@ def arguments():
     args = parse_args(Args)
     check_least(args, 1, "group batch save_every token_budget max_length max_new_tokens min_tests max_pairs max_uses "
                 "repeat steps limit phase_minutes")  # fmt: skip
-    check_least(args, 0, "lr epochs weight_decay margin center mutants held_out temperature near_miss")
+    check_least(args, 0, "lr weight_decay margin center mutants held_out temperature near_miss")
+    check_least(args, 0.001, "epochs")
+    check_least(args, 0.5, "length_balance")
+    check_least(args, -1000, "center_at")
     check_choice(args, extract=MODES, rm_prompt=("bare", "full"), split=("problem", "pair"))
-    if args.length_balance < 0.5:
-        raise UserError(f"--length-balance {args.length_balance}: expected at least 0.5 (as many as the other side)")
     if args.held_out >= 1:
         raise UserError(f"--held-out {args.held_out}: expected a share below 1")
+    if args.pairs and args.collect_only:
+        raise UserError(f"--collect-only: --pairs {args.pairs} is collected already")
     return args
 
 
@@ -642,7 +681,7 @@ def main():
     after = evaluate(gathered(model), test_rows, args.token_budget, rank, world)
     del model, optimizer, matrices, others  # room for the reward models that are read back
     if rank == 0:
-        report(args, run, held_out, state, after, device)
+        report(args, run, train, held_out, state, after, device)
 
 
 if __name__ == "__main__":

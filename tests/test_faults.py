@@ -207,6 +207,11 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path):
         ("train_rm.py --batch 0", "--batch 0"),
         ("train_rm.py --held-out 1.5", "--held-out 1.5"),
         ("train_rm.py --limit 0", "--limit 0"),
+        ("train_rm.py --center-at nan", "--center-at nan"),
+        ("train_rm.py --length-balance nan", "--length-balance nan"),
+        ("train_rm.py --epochs 0", "--epochs 0.0"),
+        ("grpo.py --group 1", "--group 1"),
+        ("grpo.py --eval-top-p 7", "--eval-top-p 7.0"),
     ],
 )
 def test_absurd_flags_are_named(command, found, monkeypatch):

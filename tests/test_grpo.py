@@ -541,3 +541,9 @@ def test_preset_and_wrong_choices(monkeypatch):
     for argv in (["--reward", "x"], ["--shaping", "x"], ["--norm", "x"], ["--preset", "x"], ["--group", "0"]):
         with pytest.raises(UserError, match=argv[0]):
             parsed(*argv)
+
+
+def test_the_table_says_what_is_not_held_out():
+    row = {"part": "toy", "avg": 0.5, "any": 1.0, "valid": 1.0, "reward": 0.5}
+    for trained_on, wanted in ((0, "held-out problems (toy:test)"), (3, "problems, 3 of them trained on (toy:test)")):
+        assert grpo.final_table([row], [row], grpo.Args(), trained_on)[0].startswith(wanted)

@@ -1,5 +1,6 @@
 """codescaler.py against Hugging Face's numbers, and what must not change them.    pytest tests/test_model.py"""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -209,7 +210,6 @@ class Tape(TorchDispatchMode):
         self.calls, self.replays = [], 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.name() not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh"), function
         self.calls.append((function, args, kwargs or {}, function(*args, **kwargs or {})))
         return self.calls[-1][-1]
 
@@ -236,10 +236,11 @@ BATCHES = pytest.mark.parametrize("n, max_rows, new", [(4, 256, 30), (3, 5, 30),
 
 
 @BATCHES
-def test_captured_passes_draw_the_same_tokens(lm, monkeypatch, n, max_rows, new):
+@pytest.mark.parametrize("fused", [True, False])
+def test_captured_passes_draw_the_same_tokens(lm, monkeypatch, n, max_rows, new, fused):
     tapes = []
 
-    def capture(work, other):
+    def capture(work, device, other):
         batch, tape = work.__self__, Tape()
         state = [x for x in {**vars(batch), **vars(batch.cache)}.values() if isinstance(x, torch.Tensor)]
         before = [x.clone() for x in state]
@@ -251,18 +252,42 @@ def test_captured_passes_draw_the_same_tokens(lm, monkeypatch, n, max_rows, new)
         return tape
 
     monkeypatch.setattr(cs, "capture", capture)
+    if not fused:  # as on a GPU
+        monkeypatch.setattr(cs, "fused_weights", contextlib.nullcontext)
     graphs_draw_the_same_tokens(lm, n, max_rows, new)
     assert sum(tape.replays for tape in tapes) > 2 * len(tapes) > 0
 
 
+@pytest.mark.parametrize("few_shapes", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decoding_pass_asks_the_device_for_nothing(lm, dtype, few_shapes):
+    """On the meta device, which has no values: whatever the host would wait for raises there."""
+    with torch.device("meta"), torch.inference_mode():
+        model = cs.Qwen3(lm.config).to(dtype)
+        batch = cs.DecodingBatch(model, [[1] * 3, [2] * 9], 2, 30, (1.0, 1.0, 0), (), 0, [0, 1], 4, None, few_shapes)
+        batch.cache.prompts, batch.cache.slot_of, batch.cache.began = [(0, 3), (1, 9)], [0, 1, 0], [0, 0, 0]
+        batch.cache.prepare()
+        batch.decode()
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            batch.hidden_RD.tolist()
+
+
 @BATCHES
 @pytest.mark.gpu
-def test_cuda_graphs_draw_the_same_tokens(n, max_rows, new):
-    graphs_draw_the_same_tokens(cs.load_model(GOLDEN / "lm_tied", device="cuda"), n, max_rows, new)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_graphs_equal_the_passes_they_captured(monkeypatch, dtype, n, max_rows, new):
+    """In bf16, too, where passes of other shapes round differently."""
+    model = cs.load_model(GOLDEN / "lm_tied", dtype=dtype, device="cuda")
+    prompts = [[5, 6, 7], [9] * 12, [3, 4] * 4, [8] * 300]
+    args = dict(n=n, max_rows=max_rows, max_new_tokens=new, stop_ids=range(100, 110), seed=4, cuda_graphs=True)
+    replayed = cs.generate(model, prompts, **args)
+    monkeypatch.setattr(cs, "capture", lambda work, *_: SimpleNamespace(replay=work))
+    assert [[c.ids for c in g] for g in replayed] == [[c.ids for c in g] for g in cs.generate(model, prompts, **args)]
 
 
-def test_decoding_in_bf16_keeps_logits_in_fp32():
-    q, k, mask = torch.randn(2, 3, 64), torch.randn(2, 5, 64), torch.randn(2, 1, 5)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_decoding_in_bf16_keeps_logits_in_fp32(device):
+    q, k, mask = (torch.randn(size, device=device) for size in ((2, 3, 64), (2, 5, 64), (2, 1, 5)))
     q16, k16 = q.bfloat16(), k.bfloat16()
     for queries, keys in ((q, k), (q16, k16)):
         wanted = queries.float() @ keys.float().transpose(1, 2) / 8 + mask

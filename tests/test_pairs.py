@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 import random
 from types import SimpleNamespace
 
@@ -165,8 +166,6 @@ def test_near_duplicates_are_one_problem():
     statements = {"a": text, "b": text + " now.", "c": "Return the longest word of a text that has no vowels in it"}
     found = pairs.near_duplicates(statements)
     assert found["a"] == found["b"] != found["c"]
-    short = pairs.near_duplicates({"a": "Add up.", "b": "add up", "c": "Add", "d": "", "e": ""})  # no three words
-    assert short["a"] == short["b"] and len(set(short.values())) == 4
     rng, words = random.Random(0), "one two three four five six".split()
     many = {i: " ".join(rng.choices(words, k=12)) for i in range(150)}
     many |= {i + 1000: many[i] + " end" for i in range(50)}
@@ -302,3 +301,33 @@ def test_a_null_statement_is_an_error_unless_it_is_allowed(tmp_path):
     with pytest.raises(UserError, match="row 1: key 'question_content' should be str, found None"):
         load_pairs(f"codescalerpair:{path}")
     assert load_pairs(f"codescalerpair:{path}", allow_empty_prompt=True)[0].prompt == ""
+
+
+OWN = {"prompt": "p", "chosen": "a = 1", "rejected": "a = 2", "id": "1#0"}
+
+
+@pytest.mark.parametrize("change, found", [
+    ({"margin": "x"}, "key 'margin' should be .*float, found 'x'"), ({"margin": math.nan}, "key 'margin' .*found nan"),
+    ({"num_tests": "3"}, "key 'num_tests'"), ({"source": 3}, "key 'source'"), ({"prompt": ""}, "statement is empty"),
+    ({"chosen": "x = '\ud800'"}, "surrogates not allowed"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_pair_is_named(tmp_path, change, found):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(OWN | change) + "\n")
+    with pytest.raises(UserError, match=f"row 1: .*{found}"):
+        load_pairs(str(tmp_path / "pairs.jsonl"))
+
+
+def test_nulls_of_our_own_rows_are_defaults(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(OWN | {"source": None, "margin": None}) + "\n")
+    assert load_pairs(str(tmp_path / "pairs.jsonl")) == [Pair(**OWN, source="")]
+    row = {"id": "1", "prompt": "p", "source": None, "starter": None, "solution": None, "tests": None}
+    (tmp_path / "problems.jsonl").write_text(json.dumps(row) + "\n")
+    assert load_problems(str(tmp_path / "problems.jsonl")) == [Problem("1", "p")]
+
+
+def test_a_sample_without_a_program_is_a_candidate_too():
+    assert pairs.candidate({"completion": "", "code": None}, "row 1", "strict")[1].reason == "empty"
+
+
+def test_pairs_without_python_are_not_augmented():
+    assert pairs.augment([Pair("p", "not python (", "nor this (", "1#0", "s")] * 2) == []

@@ -1,9 +1,11 @@
 """Pairs and the pairwise loss.    pytest tests/test_train_rm.py"""
 
+import dataclasses
 import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,3 +188,42 @@ def test_calibration_finds_the_curve_that_made_the_data(tmp_path):
         train_rm.fit_calibration([1.0, 2.0, 3.0, 4.0], [True] * 4)
     with pytest.raises(UserError, match="--calibrate"):
         train_rm.load_calibration(tmp_path)
+
+
+def test_calibration_of_scores_far_from_0():
+    rng = random.Random(0)
+    scores = [rng.gauss(15, 2) for _ in range(2000)]
+    passed = [rng.random() < 1 / (1 + math.exp(-(s - 15))) for s in scores]
+    fit = train_rm.fit_calibration(scores, passed)
+    assert fit["slope"] == pytest.approx(1, abs=0.15) and fit["intercept"] == pytest.approx(-15, abs=2)
+    assert fit["ece"] < 0.05
+
+
+def given(tmp_path, rows, **flags):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+    said = []
+    return train_rm.given_pairs(train_rm.Args(pairs=str(tmp_path / "pairs.jsonl"), **flags), said.append), said
+
+
+def test_pairs_of_a_file(tmp_path):
+    rows = [Pair(f"Statement number {i}", f"a = {i}", "a = 9", f"{i}#0", "s") for i in range(10)]
+    kept, said = given(tmp_path, rows)
+    assert [pair.id for pair in kept] == [f"{i}#0" for i in range(9)]
+    assert said == ["1 of 10 pairs left out: chosen and rejected are the same"]
+    assert given(tmp_path, rows, min_tests=9)[1][0].startswith("--min-tests: for collecting pairs, without effect")
+    with pytest.raises(UserError, match="--margin 1.0: no pair"):
+        given(tmp_path, rows, margin=1.0)
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"id": "e", "prompt": "statement number 3"}) + "\n")
+    kept, said = given(tmp_path, rows, decontaminate=[str(tmp_path / "eval.jsonl")])
+    assert "3#0" not in [pair.id for pair in kept] and len(kept) == 8 and any("1 removed" in line for line in said)
+    (tmp_path / "args.json").write_text(json.dumps({"args": {"rm_prompt": "full"}}))
+    with pytest.raises(UserError, match="was collected with --rm-prompt full, now it is bare"):
+        given(tmp_path, rows)
+    assert len(given(tmp_path, rows, rm_prompt="full")[0]) == 9
+
+
+def test_programs_that_were_trained_on_are_not_held_out():
+    pair, other = Pair("p", "a = 1", "a = 2", "1#0", "s"), Pair("p", "a = 1", "a = 3", "1#1", "s")
+    run = SimpleNamespace(samples=lambda: [])
+    assert train_rm.held_out_programs(run, [pair], [other]) == [("1", "p", "a = 3", False)]
+    assert len(train_rm.held_out_programs(run, [], [other])) == 2

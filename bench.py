@@ -81,7 +81,7 @@ from problems import (
     run_cli,
 )
 from sandbox import Sandbox
-from train_rm import auc, bootstrap, ece, fit_calibration, load_calibration, mean, probability, ranks
+from train_rm import auc, bootstrap, cross_fitted, ece, fit_calibration, load_calibration, mean, probability, ranks
 
 
 def log(*parts):
@@ -256,14 +256,16 @@ def weights_id(path):
     return digest.hexdigest()[:12]
 
 
-def store_header(args):
+def store_header(args, problems, rm_prompt):
     """What the samples of a store have in common. Where it differs, samples must not be mixed."""
     names = ("problems", "limit", "n", "temperature", "top_p", "top_k", "max_new_tokens", "prompt_style", "extract",
              "inject", "sandbox", "timed", "timed_tests", "seed")  # fmt: skip
     return {
         "header": 1,
         "model": args.model if args.n else "none", "model_weights": weights_id(args.model) if args.n else None,
-        "rm": args.rm, "rm_weights": weights_id(args.rm) if args.rm != "none" else None,
+        "rm": args.rm, "rm_weights": weights_id(args.rm) if args.rm != "none" else None, "rm_prompt": rm_prompt,
+        "problems_loaded": len(problems),
+        "problems_id": hashlib.sha256(repr(problems).encode("utf-8", "replace")).hexdigest()[:12],
         **{name: getattr(args, name) for name in names},
         "grader": "all tests, in sandbox.py", "python": platform.python_version(), "torch": torch.__version__,
     }  # fmt: skip
@@ -281,16 +283,30 @@ def read_store(path):
     file = store_file(path)
     if not file.is_file():
         raise UserError(f"no store at {path!r} (--store): `python bench.py sample --out {path}` makes one")
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    try:
-        header, *rows = map(json.loads, lines)
-        assert "header" in header
-    except (ValueError, AssertionError, TypeError):
-        raise UserError(f"{file}: expected a store of `bench.py sample`, whose first line is its header") from None
     groups = {}
-    for row in rows:
-        groups.setdefault(row["problem"], []).append(row)
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        header, *rows = map(json.loads, lines)
+        if not header["header"] or any(name not in header for name in ("model", "problems", "n", "rm")):
+            raise KeyError("header")
+        for row in rows:
+            if any(name not in row for name in ("rows", "verdict", "code", "part")):
+                raise KeyError("verdict")
+            groups.setdefault(row["problem"], []).append(row)
+    except (ValueError, KeyError, TypeError):  # ValueError: not JSON, or not UTF-8
+        raise UserError(
+            f"{file}: expected a store of `bench.py sample`: a header, then rows with their verdicts"
+        ) from None
     return header, {problem: found for problem, found in groups.items() if found[0]["rows"] == len(found)}
+
+
+def measured_store(path):
+    """read_store for a measurement, which says where problems are missing."""
+    header, groups = read_store(path)
+    asked = header.get("problems_loaded", len(groups))
+    if len(groups) < asked:
+        log(f"{path} holds {len(groups)} of {asked} problems: `bench.py sample` has not ended")
+    return header, groups
 
 
 def open_store(file, header, resume):
@@ -304,10 +320,10 @@ def open_store(file, header, resume):
         raise UserError(f"{file} is in use by another run: wait for it or choose another --out") from None
     if resume and file.exists() and file.stat().st_size:
         old, done = read_store(file)
-        for name in [*header, *old]:
-            if old.get(name) != header.get(name):
+        for name in header:
+            if name in old and old[name] != header[name]:
                 raise UserError(
-                    f"{file}: its header has {name} {old.get(name)!r}, now it is {header.get(name)!r}: give the old "
+                    f"{file}: its header has {name} {old[name]!r}, now it is {header[name]!r}: give the old "
                     "value or another --out, or start over with --no-resume"
                 )
     write_atomic(file, "".join(json.dumps(r) + "\n" for r in [header, *itertools.chain(*done.values())]))
@@ -345,10 +361,10 @@ def injected(problem, number):
     }  # fmt: skip
 
 
-def time_tests(sandbox, problem, codes, at_least):
-    """Wall seconds a program to run `at_least` tests (the suite repeated): (in one job, a job and so a process a test).
+def time_tests(sandbox, problem, codes, tests):
+    """Wall seconds a program to run so many tests of the suite, in turn: (in one job, a job and so a process a test).
     All tests run, over all workers, as counting passes needs."""
-    cases = list(itertools.islice(itertools.cycle(problem.tests.cases), max(at_least, len(problem.tests.cases))))
+    cases = list(itertools.islice(itertools.cycle(problem.tests.cases), tests))
     together = [(code, dataclasses.replace(problem.tests, cases=cases)) for code in codes]
     apart = [(code, dataclasses.replace(problem.tests, cases=[case])) for code in codes for case in cases]
     seconds = []
@@ -385,21 +401,26 @@ def judge_samples(problem, rows, reward_model, sandbox, timed, args):
 def bench_sample(argv):
     """Fills a store: n answers to each problem, extracted, scored, graded by all tests, with timings."""
     args = parse_args(SampleArgs, argv, about=bench_sample.__doc__)
-    check_choice(args, inject=("none", "solution"), extract=MODES)
+    check_choice(args, inject=("none", "solution"), extract=MODES, prompt_style=("plain", "lcb"),
+                 sandbox=("strict", "basic"))  # fmt: skip
     check_least(args, 1, "limit max_new_tokens timed_tests")
     check_least(args, 0, "temperature top_k timed")
     check_least(args, 0.01, "top_p")
+    if args.top_p > 1:
+        raise UserError(f"--top-p {args.top_p}: expected at most 1")
     if args.n < 0 or args.n == 0 and args.inject == "none":
         raise UserError(f"--n {args.n}: expected at least 1, or 0 with --inject solution")
     device = setup(args.device)[2]
     problems = list(enumerate(load_problems(args.problems, args.limit, log=log)))
     file = Path(args.out) / "store.jsonl"
-    done = open_store(file, store_header(args), args.resume)
     model = load_model(args.model, "lm", compute_dtype(device), device).eval() if args.n else None
     tokenizer = Tokenizer(args.model) if args.n else None
     reward_model = RewardModel(args.rm, device=device) if args.rm != "none" else None
     if reward_model:
         reward_model.score("warm up", ["pass"])  # the first pass of a process is slower: not part of a timing
+    # Only now, when all inputs are there: a start that failed must not bind the folder.
+    rm_prompt = reward_model.prompt if reward_model else "bare"
+    done = open_store(file, store_header(args, [p for _, p in problems], rm_prompt), args.resume)
     left = [(number, p) for number, p in problems if p.id not in done]
     with Sandbox(level=args.sandbox) as sandbox, tqdm(total=len(left), unit="problem", disable=None) as bar:
         for at in range(0, len(left), 16):
@@ -489,7 +510,7 @@ def powers_up_to(n):
 def bench_pass(argv):
     """avg@n and the unbiased pass@k of a store, with 95% intervals over problems."""
     args = parse_args(StoreArgs, argv, about=bench_pass.__doc__)
-    header, groups = read_store(args.store)
+    header, groups = measured_store(args.store)
     total = sum(map(len, groups.values()))
     groups = graded_groups(groups)
     left_out = total - sum(map(len, groups.values()))
@@ -578,7 +599,7 @@ def bench_bon(argv):
     """Best of N: how often the program that each selector chooses of k samples passes, and what choosing costs."""
     args = parse_args(BonArgs, argv, about=bench_bon.__doc__)
     check_least(args, 1, "tests verify")
-    header, groups = read_store(args.store)
+    header, groups = measured_store(args.store)
     groups = of_one_size(graded_groups(groups))
     log(describe(header))
     rows, flat = [], list(itertools.chain(*groups.values()))
@@ -620,7 +641,7 @@ class RmArgs:
 def bench_rm(argv):
     """A reward model against RM-Bench, a pair file or the verdicts of a store; --calibrate fits score -> P(pass)."""
     args = parse_args(RmArgs, argv, about=bench_rm.__doc__)
-    if (args.pairs is None) == (args.store is None):
+    if bool(args.pairs) == bool(args.store):
         raise UserError("bench.py rm needs one of --pairs SPEC and --store FILE")
     is_rmbench = bool(args.pairs) and args.pairs.startswith("rmbench:")
     if args.calibrate and is_rmbench:
@@ -721,7 +742,11 @@ def store_correlation(reward_model, args):
     """Does the score follow execution? Per part: AUC within a problem (intervals over the problems that have passing
     and failing programs) and over all programs, Spearman of score and share of passed tests, calibration error; then
     the reliability diagram of all programs. -> (rows, scores, passed) of the distinct graded programs."""
-    groups = graded_groups(read_store(args.store)[1])
+    header, groups = measured_store(args.store)
+    if header.get("rm_prompt", reward_model.prompt) != reward_model.prompt:
+        raise UserError(f"--store {args.store} was read as {header['rm_prompt']} statements, --rm {args.rm} reads "
+                        f"{reward_model.prompt} ones: sample with it")  # fmt: skip
+    groups = graded_groups(groups)
     if args.limit:
         groups = dict(list(groups.items())[: args.limit])
     groups = {p: list({r["code"]: r for r in rows if r["code"] is not None}.values()) for p, rows in groups.items()}
@@ -732,16 +757,18 @@ def store_correlation(reward_model, args):
     scores, passed = [r["score"] for r in flat], [r["verdict"] == "pass" for r in flat]
     if (model_folder(args.rm) / "calibration.json").is_file() and not args.calibrate:
         calibration = load_calibration(args.rm)
+        predicted = [probability(s, calibration) for s in scores]
     else:
-        calibration = fit_calibration(scores, passed)
-        log("the calibration is fitted on these very programs; its ece, across two halves, is "
-            f"{calibration['ece']:.3f}")  # fmt: skip
-    rows = [correlation_row(part, some, calibration, args.seed) for part, some in parts_of(groups).items()]
-    rows += reliability([probability(s, calibration) for s in scores], passed)
+        predicted = cross_fitted(scores, passed)
+        log("P(pass) of a program is by the calibration fitted on the other half of these programs")
+    for row, p in zip(flat, predicted, strict=True):
+        row["p_pass"] = p
+    rows = [correlation_row(part, some, args.seed) for part, some in parts_of(groups).items()]
+    rows += reliability(predicted, passed)
     return rows, scores, passed
 
 
-def correlation_row(part, groups, calibration, seed):
+def correlation_row(part, groups, seed):
     """A part's row: does the score follow execution within problems, and over all programs?"""
     flat = list(itertools.chain(*groups.values()))
     scores, passed = [r["score"] for r in flat], [r["verdict"] == "pass" for r in flat]
@@ -754,7 +781,7 @@ def correlation_row(part, groups, calibration, seed):
         "part": part, "problems": len(groups), "programs": len(flat), "with_both": len(within), "auc_within": value,
         "low": low, "high": high, "auc_pooled": auc(scores, passed), "spearman_within": mean(rank),
         "spearman_pooled": spearman(scores, [r["pass_rate"] for r in flat]),
-        "ece": ece([probability(s, calibration) for s in scores], passed),
+        "ece": ece([r["p_pass"] for r in flat], passed),
     }  # fmt: skip
 
 
@@ -864,10 +891,11 @@ def run_unit(name, command, folder, threads):
     if marker.is_file() and read_json(marker)["command"] == command:
         return
     begin = time.time()
-    with open(folder / f"{name}.out", "w") as out, open(folder / f"{name}.log", "a") as errors:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with open(folder / f"{name}.out", "w") as out, open(folder / f"{name}.log", "a+") as errors:
+        environment, before = os.environ | {"OMP_NUM_THREADS": str(threads)}, errors.seek(0, os.SEEK_END)
         code = subprocess.run(command, stdout=out, stderr=errors, env=environment).returncode
-    last = ((folder / f"{name}.log").read_text().splitlines() or [""])[-1]
+        errors.seek(before)  # behind what earlier attempts have left
+        last = (errors.read().splitlines() or [""])[-1]
     if code or last == "interrupted":  # an interrupted run saves and ends with code 0
         raise UserError(f"unit {name} ended with code {code} ({last}): see {folder / name}.log, then start paper again")
     write_atomic(marker, json.dumps({"command": command, "seconds": time.time() - begin}))
@@ -1071,12 +1099,14 @@ def run_groups(runs):
         args = read_json(Path(run) / "args.json")["args"]
         settings.append({k: v for k, v in args.items() if k not in ("seed", "out", "resume", "device", "rm")})
     differing = [k for k in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(k)) for s in settings}) > 1]
-    groups, name = {}, Path(runs[0]).name
+    groups, name, seeds = {}, Path(runs[0]).name, {}
     for run, setting in zip(runs, settings):
         described = ", ".join(f"{k} {setting.get(k)}" for k in differing)
         label = (Path(run).name if len(differing) > 3 else described) or name
         groups.setdefault(label, []).append(read_metrics(run))
-    return [(f"{label} ({len(found)} seeds)" if len(found) > 1 else label, found) for label, found in groups.items()]
+        seeds.setdefault(label, set()).add(read_json(Path(run) / "args.json")["args"].get("seed"))
+    what = {label: "seeds" if len(seeds[label]) == len(found) else "runs" for label, found in groups.items()}
+    return [(f"{k} ({len(found)} {what[k]})" if len(found) > 1 else k, found) for k, found in groups.items()]
 
 
 def over_steps(metrics, column):
@@ -1125,7 +1155,7 @@ def plot_reasons(axis, groups):
 
 def plot_store(plt, store, path):
     """Best of n by selector, accuracy against seconds, and the reliability diagram if there are scores."""
-    groups = of_one_size(graded_groups(read_store(store)[1]))
+    groups = of_one_size(graded_groups(measured_store(store)[1]))
     args, table = BonArgs(), best_of_n(groups, BonArgs())
     flat = [row for rows in groups.values() for row in rows]
     phases = mean_phases(flat)
@@ -1143,8 +1173,7 @@ def plot_store(plt, store, path):
     scored = [row for row in flat if row["score"] is not None]
     if scored:
         scores, passed = [r["score"] for r in scored], [r["verdict"] == "pass" for r in scored]
-        calibration = fit_calibration(scores, passed)
-        rows = reliability([probability(s, calibration) for s in scores], passed)
+        rows = reliability(cross_fitted(scores, passed), passed)
         axes[2].plot([0, 1], [0, 1], color="grey", linewidth=1)
         axes[2].scatter([r["predicted"] for r in rows], [r["passing"] for r in rows],
                         s=[10 + 290 * r["programs_in_bin"] / len(scored) for r in rows])  # fmt: skip
@@ -1165,7 +1194,9 @@ def bench_plot(argv):
         plot_curves(plt, run_groups(folders), Path(args.out) / "curves.png")
         print(Path(args.out) / "curves.png")
     for store in stores:
-        name = f"bon-{Path(store).name if Path(store).is_dir() else Path(store).parent.name}.png"
+        folder = store_file(store).resolve().parent
+        alike = [other for other in stores if store_file(other).resolve().parent.name == folder.name]
+        name = f"bon-{folder.parent.name}-{folder.name}.png" if len(alike) > 1 else f"bon-{folder.name}.png"
         plot_store(plt, store, Path(args.out) / name)
         print(Path(args.out) / name)
 
@@ -1199,6 +1230,7 @@ def highlighted(code):
 def bench_show(argv):
     """A step's prompts, programs, scores and verdicts, from a run's samples.jsonl."""
     args = parse_args(ShowArgs, argv, about=bench_show.__doc__, positional="run")
+    check_least(args, 1, "limit")
     file = Path(args.run or ".") / "samples.jsonl"
     if not file.is_file():
         raise UserError(f"no samples.jsonl in {args.run!r}: give a run folder of grpo.py")
@@ -1326,6 +1358,7 @@ def memory_budget(policy, rm, args):
     P, D, V, L = num_parameters(policy), policy.hidden_size, policy.vocab_size, policy.num_hidden_layers
     block, embedding, kept = block_parameters(policy), D * V, block_activations(policy)
     moments, gradients = {"moments, fp32": 8 * P / args.gpus}, {"gradients, fp32": 4 * P / args.gpus}
+    tokens = max(args.token_budget, args.prompt + args.response)  # of a pass, which holds one whole answer at least
     scorer = 2 * num_parameters(rm, "score") if rm else 0
     always = {"weights, fp32": 4 * P / args.gpus, "reference, fp32": 4 * P / args.gpus if args.kl else 0}
     always |= {} if args.optimizer_offload else moments
@@ -1334,8 +1367,8 @@ def memory_budget(policy, rm, args):
         **always, **gradients,
         "gathered blocks and head, bf16": 2 * (2 * block + embedding),
         "largest gradient before it is shared out": 6 * max(block, embedding),
-        "activations kept": (L * 2 * D if args.checkpointing else L * kept) * args.token_budget,
-        "one block recomputed": kept * args.token_budget if args.checkpointing else 0,
+        "activations kept": (L * 2 * D if args.checkpointing else L * kept) * tokens,
+        "one block recomputed": kept * tokens if args.checkpointing else 0,
         "logits of a chunk, fp32, three times": 3 * 4 * V * args.chunk,
     }  # fmt: skip
     row = kv_bytes(policy) * (args.prompt + args.response) + 24 * V  # of a prompt of its own; see rows_that_fit
@@ -1359,7 +1392,7 @@ def bench_memory(argv):
     args = parse_args(MemoryArgs, argv, about=bench_memory.__doc__)
     policy, rm = shape_of(args.model), None if args.rm == "none" else shape_of(args.rm)
     check_least(args, 1, "gpus prompt response token_budget chunk")
-    check_least(args, 0, "gpu_gib")
+    check_least(args, 0, "gpu_gib rollout_bytes")
     budget, row = memory_budget(policy, rm, args)
     fits = largest_rollout(budget, row, args)
     budget["rollout"][f"{fits} rollout rows of {args.prompt + args.response} tokens"] = fits * row
@@ -1812,6 +1845,8 @@ def bench_speed(argv):
     if args.config not in SPEED_SIZES:
         raise UserError(f"--config {args.config}: expected one of {', '.join(SPEED_SIZES)}")
     args.device = setup(args.device)[2]
+    if args.cuda_graphs and args.device == "cpu":
+        raise UserError("--cuda-graphs: this run is on cpu")
     pairs, generated, rm_pairs, grpo_size = FULL_SIZES if args.full else SPEED_SIZES[args.config]
     measured = [(speed_score, pairs), *((speed_generate, size) for size in generated)]
     for measurement, size in [*measured, (speed_rm_step, rm_pairs), (speed_grpo_step, grpo_size)]:

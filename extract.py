@@ -370,10 +370,12 @@ def read_block(lines: list[str], marks: list[int], k: int, compiler: Compiler) -
 
 
 def dedented(lines: list[str], prefix: str) -> str:
-    """The body of a block without the indentation or the `>` of its opening fence (Markdown's rule)."""
+    """The body of a block without the indentation or the `>` of its opening fence (Markdown's rule). A body whose first
+    line is less indented than the fence was not written by that rule: no line loses more than the first one has."""
     if ">" in prefix:
         return "\n".join(re.sub(r"^[ \t]{0,3}> ?", "", line) for line in lines).strip("\n")
-    width = len(prefix)
+    first = next((line for line in lines if line.strip()), "")
+    width = min(len(prefix), len(first) - len(first.lstrip(" \t")))
     lines = [line[min(width, len(line) - len(line.lstrip(" \t"))) :] for line in lines] if width else lines
     return "\n".join(lines).strip("\n")
 

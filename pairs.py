@@ -96,7 +96,7 @@ def load_pairs(spec, limit=None, allow_empty_prompt=False):
     for row, where in read_rows(path, limit):
         found = read(filled(row, allow_empty_prompt), where)
         if not (found[0].prompt or allow_empty_prompt):
-            raise UserError(f"{where}: the statement is empty (--allow-empty-prompt accepts that)")
+            raise UserError(f"{where}: the statement is empty (train_rm.py --allow-empty-prompt accepts that)")
         pairs += found
     return pairs
 

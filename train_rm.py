@@ -322,19 +322,23 @@ def fit_logistic(scores, passed):
     return {"slope": slope, "intercept": w[1].item() - slope * center}
 
 
-def fit_calibration(scores, passed):
-    """Scores of programs and whether they pass -> {"slope", "intercept", "n", "ece", "auc"}; ece is measured on each
-    half of the programs with the fit of the other half."""
+def cross_fitted(scores, passed):
+    """P(pass) of each program, by the fit of the half of the programs in which it is not."""
     if len(scores) < 4 or len(set(map(bool, passed))) < 2:
         raise UserError(f"calibration needs passing and failing programs, at least 4 in all; there are {len(scores)}")
     order = random.Random(0).sample(range(len(scores)), len(scores))  # a pair file alternates right and wrong programs
-    halves = [([scores[i] for i in order[h::2]], [passed[i] for i in order[h::2]]) for h in (0, 1)]
-    predicted, right = [], []
-    for fitted, measured in (halves, halves[::-1]):
-        fit = fit_logistic(*fitted)
-        predicted += [probability(s, fit) for s in measured[0]]
-        right += measured[1]
-    return {**fit_logistic(scores, passed), "n": len(scores), "ece": ece(predicted, right), "auc": auc(scores, passed)}
+    predicted = [0.0] * len(scores)
+    for half, other in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        fit = fit_logistic([scores[i] for i in other], [passed[i] for i in other])
+        for i in half:
+            predicted[i] = probability(scores[i], fit)
+    return predicted
+
+
+def fit_calibration(scores, passed):
+    """Scores of programs and whether they pass -> {"slope", "intercept", "n", "ece", "auc"}, ece by cross_fitted."""
+    error = ece(cross_fitted(scores, passed), passed)
+    return {**fit_logistic(scores, passed), "n": len(scores), "ece": error, "auc": auc(scores, passed)}
 
 
 def load_calibration(path):

@@ -196,6 +196,47 @@ def test_a_killed_store_goes_on_with_the_same_samples(store, tmp_path):
         bench.bench_sample([*argv, "--temperature", "0.5"])
 
 
+def test_a_start_that_failed_and_another_version_do_not_bind_a_store(tmp_path):
+    argv = ["--limit", "1", "--n", "1", "--max-new-tokens", "8", "--out", str(tmp_path)]
+    for wrong in (["--rm", "nowhere"], ["--rm", "none", "--prompt-style", "x"], ["--rm", "none", "--sandbox", "x"]):
+        with pytest.raises(UserError):
+            bench.bench_sample([*argv, *wrong])
+    assert not (tmp_path / "store.jsonl").exists()
+    bench.bench_sample([*argv, "--rm", "none"])
+    header, *rows = map(json.loads, open(tmp_path / "store.jsonl"))
+    older = {k: v for k, v in header.items() if k not in ("problems_id", "rm_prompt")}
+    (tmp_path / "store.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (older, *rows)))
+    bench.bench_sample([*argv, "--rm", "none"])
+    other = header | {"problems_id": "other problems"}
+    (tmp_path / "store.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (other, *rows)))
+    with pytest.raises(UserError, match="its header has problems_id 'other problems'"):
+        bench.bench_sample([*argv, "--rm", "none"])
+
+
+def test_a_store_that_is_not_whole_says_so(store, tmp_path, capsys):
+    whole = (store / "store.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "store.jsonl").write_text("".join(whole[:13]))
+    bench.bench_pass(["--store", str(tmp_path)])
+    assert "holds 2 of 6 problems" in capsys.readouterr().err
+    header, row = json.loads(whole[0]), json.loads(whole[1])
+    del row["verdict"]
+    for text in ("{}", '{"header": 1}', "[1]", *(json.dumps(header) + "\n" + json.dumps(bad) for bad in ([1, 2], row))):
+        (tmp_path / "store.jsonl").write_text(text + "\n")
+        with pytest.raises(UserError, match="expected a store of `bench.py sample`"):
+            bench.bench_pass(["--store", str(tmp_path)])
+    (tmp_path / "store.jsonl").write_bytes(b"\xff\xfe\x00\n")
+    with pytest.raises(UserError, match="expected a store"):
+        bench.bench_pass(["--store", str(tmp_path)])
+
+
+def test_scores_of_texts_that_the_model_does_not_read_are_refused(store, tmp_path):
+    header, *rows = (store / "store.jsonl").read_text().splitlines(keepends=True)
+    changed = json.dumps(json.loads(header) | {"rm_prompt": "full"}) + "\n"
+    (tmp_path / "store.jsonl").write_text(changed + "".join(rows))
+    with pytest.raises(UserError, match="was read as full statements"):
+        bench.bench_rm(["--rm", REWARD, "--store", str(tmp_path)])
+
+
 def test_pass_and_bon_agree_with_the_store(store, capsys):
     groups = bench.read_store(store)[1]
     passed = [[row["verdict"] == "pass" for row in rows] for rows in groups.values()]
@@ -382,6 +423,8 @@ def test_a_unit_runs_once_and_a_failed_or_interrupted_one_is_not_done(tmp_path):
         with pytest.raises(UserError, match=f"unit {name} ended"):
             bench.run_unit(name, [sys.executable, "-c", f"import sys; {end}"], tmp_path, 1)
         assert not (tmp_path / f"{name}.json").exists()
+    bench.run_unit("c", [sys.executable, "-c", "pass"], tmp_path, 1)  # says nothing: its log still ends in the old line
+    assert (tmp_path / "c.json").exists() and (tmp_path / "c.log").read_text() == "interrupted\n"
 
 
 def test_rl_claims_pair_arms_by_seed_and_problem(tmp_path):
@@ -485,6 +528,10 @@ def test_memory_table_adds_up_and_the_largest_rollout_is_the_largest(capsys):
     budget, row = bench.memory_budget(policy, policy, args)
     fits, free = bench.largest_rollout(budget, row, args), args.gpu_gib * 2**30 - sum(budget["rollout"].values())
     assert fits * row <= 0.7 * free < (fits + 1) * row and rows[-1]["rollout_rows"] == fits > 0
+    one_answer, _ = bench.memory_budget(policy, policy, bench.MemoryArgs(token_budget=1))  # a pass holds a whole one
+    longer, _ = bench.memory_budget(policy, policy, bench.MemoryArgs(token_budget=1, response=2 * args.response))
+    kept = [sum(b["training"].values()) for b in (one_answer, budget, longer)]
+    assert kept[0] == kept[1] < kept[2] and args.prompt + args.response == args.token_budget
     for flag, size, used in (("rm_offload", 2 * 7568409600 / 8, None),
                              ("optimizer_offload", 8 * 8190735360 / 8, "optimizer step")):  # fmt: skip
         more = bench.MemoryArgs(**{flag: True})

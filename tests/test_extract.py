@@ -61,6 +61,8 @@ TABLE = [
       ("c++", "java", "bash", "pytb", "pyx", "text", "c++ python")],
     ("strict tilde", fence(F, mark="~~~"), "strict", F),
     ("strict long fence", fence(F, mark="`````"), "strict", F),
+    ("strict fence further in than its program", "1. so:\n    ```python\ndef f(x):\n    return x + 1\n    ```", "strict", F),
+    ("strict text keeps its blanks", '  ```python\nA = """a\n  b"""\n  ```', "strict", 'A = """a\n  b"""'),
     ("strict indented fence", "1. so:\n\n   ```python\n   def f(x):\n       return x + 1\n   ```", "strict", F),
     ("strict quoted fence", "> ```python\n> def f(x):\n>     return x + 1\n> ```", "strict", F),
     ("strict CRLF", fence(F).replace("\n", "\r\n") + "\r\n", "strict", F),

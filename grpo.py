@@ -452,7 +452,7 @@ def backward(model, reference, batch, samples, tokens, args, device, world):
     mismatch = ((logp_BT.detach() - old_logp_BT).abs() * (weight_BT > 0)).max()
     share_BT = mask_BT * bool(batch) / tokens  # metrics are means over tokens, whatever --norm the loss has
     means = {name: (value * share_BT).sum() for name, value in {"entropy": entropy_BT, **metrics}.items()}
-    return {"loss": loss.detach(), **means}, mismatch.item()
+    return {"loss": loss.detach(), **means}, mismatch
 
 
 def update(model, reference, optimizer, groups, args, device, world=1):
@@ -466,7 +466,7 @@ def update(model, reference, optimizer, groups, args, device, world=1):
     numbers = sorted(gather_lists([group[0].number for group in groups]))
     if not numbers:
         return {"loss": 0.0, "grad_norm": 0.0}
-    sums, norms, skipped, mismatch = Counter(), [], 0, 0.0
+    sums, norms, skipped, differences = Counter(), [], 0, [0.0]
     updates = min(args.updates, len(numbers))
     for part in list(range(updates)) * args.epochs:
         mine = set(numbers[part * len(numbers) // updates : (part + 1) * len(numbers) // updates])
@@ -477,7 +477,7 @@ def update(model, reference, optimizer, groups, args, device, world=1):
             batch = batches[i] if i < len(batches) else []
             metrics, difference = backward(model, reference, batch, samples, tokens, args, device, world)
             sums.update(metrics)
-            mismatch = mismatch if norms else max(mismatch, difference)
+            differences += [] if norms else [difference]
         norms.append(clip_gradients(model, 1.0))
         if math.isfinite(norms[-1]):
             optimizer.step()
@@ -489,7 +489,7 @@ def update(model, reference, optimizer, groups, args, device, world=1):
         **dict(zip(sums, values.tolist(), strict=True)),
         "grad_norm": norms[-1],
         "skipped": skipped,
-        "mismatch": max(gather_lists([mismatch])),
+        "mismatch": max(gather_lists([max(map(float, differences))])),  # read here: nothing waits for it before
     }
 
 

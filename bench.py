@@ -405,9 +405,7 @@ def bench_sample(argv):
                  sandbox=("strict", "basic"))  # fmt: skip
     check_least(args, 1, "limit max_new_tokens timed_tests")
     check_least(args, 0, "temperature top_k timed")
-    check_least(args, 0.01, "top_p")
-    if args.top_p > 1:
-        raise UserError(f"--top-p {args.top_p}: expected at most 1")
+    check_least(args, 0.01, "top_p", most=1)
     if args.n < 0 or args.n == 0 and args.inject == "none":
         raise UserError(f"--n {args.n}: expected at least 1, or 0 with --inject solution")
     device = setup(args.device)[2]
@@ -419,8 +417,8 @@ def bench_sample(argv):
     if reward_model:
         reward_model.score("warm up", ["pass"])  # the first pass of a process is slower: not part of a timing
     # Only now, when all inputs are there: a start that failed must not bind the folder.
-    rm_prompt = reward_model.prompt if reward_model else "bare"
-    done = open_store(file, store_header(args, [p for _, p in problems], rm_prompt), args.resume)
+    read_as = reward_model.prompt if reward_model else "bare"
+    done = open_store(file, store_header(args, [p for _, p in problems], read_as), args.resume)
     left = [(number, p) for number, p in problems if p.id not in done]
     with Sandbox(level=args.sandbox) as sandbox, tqdm(total=len(left), unit="problem", disable=None) as bar:
         for at in range(0, len(left), 16):

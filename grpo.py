@@ -660,10 +660,8 @@ def arguments():
                 "save_every token_budget max_prompt_tokens limit phase_minutes")  # fmt: skip
     check_least(args, 0, "steps lr kl warmup weight_decay clip_low clip_high dual_clip std_floor min_spread refill "
                 "top_k stop_on_gap eval_temperature")  # fmt: skip
-    check_least(args, 0.01, "temperature top_p eval_top_p")
-    for name in ("top_p", "eval_top_p"):
-        if getattr(args, name) > 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at most 1")
+    check_least(args, 0.01, "temperature")
+    check_least(args, 0.01, "top_p eval_top_p", most=1)
     args.out = args.out or f"out/grpo-{args.reward}"
     return args
 

@@ -84,13 +84,14 @@ def parse_args(cls, argv=None, positional=None, about=None):
     return cls(**{name: value for name, value in given.items() if value is not None})
 
 
-def check_least(args, least, names):
+def check_least(args, least, names, most=math.inf):
     """Raises UserError if an argument of these names (separated by spaces; None counts as not given) is below `least`,
-    infinite or not a number."""
+    above `most`, infinite or not a number."""
     for name in names.split():
         value = getattr(args, name)
-        if value is not None and not least <= value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
+        if value is not None and not (least <= value <= most and value < math.inf):
+            bound = f" and at most {most}" if most < math.inf else ""
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least {least}{bound}")
 
 
 def check_choice(args, **allowed):

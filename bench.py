@@ -68,20 +68,12 @@ from codescaler import (
     whole,
     write_atomic,
 )
+from common import UserError, auc, bootstrap, check_choice, check_least, mean, parse_args, ranks, run_cli
 from extract import MODES, extract_code
 from pairs import DOMAINS, NOT_GRADED, execute, load_pairs, problem_of, prompt_ids, rmbench_item, verdict_of
-from problems import (
-    UserError,
-    check_choice,
-    check_least,
-    load_problems,
-    parse_args,
-    read_rows,
-    rm_prompt,
-    run_cli,
-)
+from problems import load_problems, read_rows, rm_prompt
 from sandbox import Sandbox
-from train_rm import auc, bootstrap, cross_fitted, ece, fit_calibration, load_calibration, mean, probability, ranks
+from train_rm import cross_fitted, ece, fit_calibration, load_calibration, probability
 
 
 def log(*parts):

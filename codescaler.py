@@ -48,7 +48,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from problems import UserError, check_least, parse_args, run_cli
+from common import UserError, check_least, parse_args, run_cli
 
 # ----------------------------------------------------------------------------------------------------------------------
 # configuration

@@ -30,7 +30,7 @@ import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from problems import UserError, parse_args, run_cli
+from common import UserError, parse_args, run_cli
 
 MODES = ("paper", "last", "strict", "recover")
 REASONS = ("ok", "empty", "no_block", "many_blocks", "unclosed", "not_python", "syntax_error", "vacuous",

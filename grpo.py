@@ -51,11 +51,12 @@ from codescaler import (
     total,
     write_atomic,
 )
+from common import UserError, auc, bootstrap, check_choice, check_least, mean, parse_args, run_cli
 from extract import MODES, extract_code
 from pairs import NOT_GRADED, execute, normalised, prompt_ids, verdict_of
-from problems import UserError, check_choice, check_least, load_problems, parse_args, rm_prompt, run_cli
+from problems import load_problems, rm_prompt
 from sandbox import Sandbox
-from train_rm import auc, bootstrap, load_calibration, mean, probability
+from train_rm import load_calibration, probability
 
 COLUMNS = (
     "step,loss,reward,pass_rate,valid_rate,kl,clip_low,clip_high,entropy,grad_norm,mismatch,length,truncated,reasons,"

@@ -22,8 +22,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from codescaler import Tokenizer, compute_dtype, gather_lists, generate, load_model
+from common import UserError
 from extract import Extraction, extract_code
-from problems import UserError, need, policy_prompt, read_rows, rm_prompt
+from problems import need, policy_prompt, read_rows, rm_prompt
 
 
 @dataclass(frozen=True)

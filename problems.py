@@ -21,127 +21,21 @@ tests.setup is code that runs before, tests.time_limit CPU seconds a test. Pairs
 A few seconds on a CPU. Nothing here needs torch: the sandbox, the extractor and this file can be used alone.
 """
 
-import argparse
 import dataclasses
 import gzip
-import inspect
 import itertools
 import json
-import math
 import os
 import random
-import re
-import signal
-import sys
 import zlib
 from dataclasses import dataclass
 from functools import cache
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the command line, shared by every script
-
-
-class UserError(ValueError):
-    """A mistake the user can mend; the message names the thing, the value found and the flag to change."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A mistake on the command line is a UserError: one line, as any other mistake."""
-
-    def error(self, message):
-        raise UserError(f"{message} (--help lists the flags)")
-
-
-def parse_args(cls, argv=None, positional=None, about=None):
-    """Command line -> an instance of the dataclass `cls`, one flag a field.
-
-    The help of a flag is the comment behind its field. `max_steps: int = 60  # help` gives `--max-steps INT`; a bool
-    gives `--flag/--no-flag`; a list takes several values; `positional` names a field that is given without a flag. The
-    module docstring heads it, or `about`, of a script's command. A subclass of a dataclass of arguments changes its
-    defaults and keeps its help.
-    """
-    source = "\n".join(inspect.getsource(c) for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c))
-    helps = dict(re.findall(r"^\s+(\w+): [^#\n]*#\s*(.*)$", source, re.M))
-    parser = Parser(
-        prog=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1 : 2 if about else 1]]),
-        description=inspect.cleandoc(about or sys.modules[cls.__module__].__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for f in dataclasses.fields(cls):
-        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-        flag, text = "--" + f.name.replace("_", "-"), f"{helps[f.name]} (default: {default})".replace("%", "%%")
-        if f.type is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
-        elif isinstance(default, list) and f.name != positional:  # `--policy A --policy B` as well as `--policy A B`
-            parser.add_argument(flag, nargs="+", action="extend", help=text, metavar="STR")
-        elif f.name == positional:
-            parser.add_argument(f.name, nargs="*" if isinstance(default, list) else "?", default=default, help=text)
-        else:
-            kind = next((t for t in (int, float) if t.__name__ in getattr(f.type, "__name__", str(f.type))), str)
-            flags = [f"-{f.name}", flag] if len(f.name) == 1 else [flag]  # `-n 4` as well as `--n 4`
-            parser.add_argument(*flags, type=kind, default=default, help=text, metavar=kind.__name__.upper())
-    given = vars(parser.parse_args(argv))
-    return cls(**{name: value for name, value in given.items() if value is not None})
-
-
-def check_least(args, least, names, most=math.inf):
-    """Raises UserError if an argument of these names (separated by spaces; None counts as not given) is below `least`,
-    above `most`, infinite or not a number."""
-    for name in names.split():
-        value = getattr(args, name)
-        if value is not None and not (least <= value <= most and value < math.inf):
-            bound = f" and at most {most}" if most < math.inf else ""
-            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least {least}{bound}")
-
-
-def check_choice(args, **allowed):
-    """Raises UserError if an argument is none of the words allowed for it."""
-    for name, words in allowed.items():
-        if getattr(args, name) not in words:
-            expected = ", ".join(word for word in words if word)
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
-
-
-def run_cli(main):
-    """Run `main()` as a program: a user's mistake is one line on stderr and exit code 2, SIGTERM acts like Ctrl-C."""
-    from sandbox import SandboxError
-
-    def on_sigterm(signum, frame):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        main()
-    except (UserError, SandboxError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:  # an --out, mostly
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # the trainers save before this is reached
-        print("interrupted", file=sys.stderr)
-        sys.exit(0)
-    except BrokenPipeError:  # `python problems.py ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
+from common import UserError, parse_args, run_cli
+from sandbox import Tests, as_tests
 
 # ----------------------------------------------------------------------------------------------------------------------
 # what a problem is
-
-
-@dataclass(frozen=True)
-class Tests:
-    """How a program is checked. Cases by kind:
-    "stdin":  {"input": str, "output": str}
-    "call":   {"args": [...], "expected": value}, calling `entry_point` (`f`, or `Solution.method`)
-    "assert": {"assert": "assert f(1) == 2"} or {"check": "def check(candidate): ..."}
-    `setup` runs before the program; `time_limit` is CPU seconds a test (None: the sandbox's default)."""
-
-    kind: str
-    cases: list
-    entry_point: str | None = None
-    setup: str = ""
-    time_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -330,8 +224,6 @@ def need(row, where, *keys, kind=str):
 
 def checked(problem, where):
     """The problem, if its tests are what the sandbox runs; UserError with file, row and what was found."""
-    from sandbox import as_tests
-
     try:
         if problem.tests:
             as_tests(problem.tests)

@@ -56,6 +56,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
+from common import UserError, parse_args, run_cli
+
 try:
     import fcntl
     import resource
@@ -75,8 +77,23 @@ VERDICTS = (
 MAX_EXTRA = 1 << 16  # bytes an answer may have beyond twenty times the expected one's
 
 
-class SandboxError(RuntimeError):
+class SandboxError(UserError):
     """The sandbox cannot give what was asked for; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class Tests:
+    """How a program is checked. Cases by kind:
+    "stdin":  {"input": str, "output": str}
+    "call":   {"args": [...], "expected": value}, calling `entry_point` (`f`, or `Solution.method`)
+    "assert": {"assert": "assert f(1) == 2"} or {"check": "def check(candidate): ..."}
+    `setup` runs before the program; `time_limit` is CPU seconds a test (None: the sandbox's default)."""
+
+    kind: str
+    cases: list
+    entry_point: str | None = None
+    setup: str = ""
+    time_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -1787,8 +1804,6 @@ def run_file(program, tests, level, every):
 
 
 def main():
-    from problems import UserError, parse_args
-
     args = parse_args(Args, positional="program")
     try:
         if args.check:
@@ -1804,6 +1819,4 @@ def main():
 
 
 if __name__ == "__main__":
-    from problems import run_cli
-
     run_cli(main)

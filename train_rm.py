@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -62,6 +61,7 @@ from codescaler import (
     weight_files,
     write_atomic,
 )
+from common import UserError, auc, bootstrap, check_choice, check_least, mean, parse_args, run_cli
 from extract import MODES
 from pairs import (
     MUTANT,
@@ -81,7 +81,7 @@ from pairs import (
     split_pairs,
     write_jsonl,
 )
-from problems import Problem, UserError, check_choice, check_least, load_problems, parse_args, run_cli
+from problems import Problem, load_problems
 from sandbox import Sandbox
 
 COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,tokens,seconds".split(",")
@@ -244,47 +244,6 @@ def evaluate(model, rows, token_budget, rank=0, world=1):
         chosen_P, rejected_P = score_pairs(model, batch)
         scores += zip((number[id(row)] for row in batch), chosen_P.tolist(), rejected_P.tolist(), strict=True)
     return [(chosen, rejected) for _, chosen, rejected in sorted(gather_lists(scores))]
-
-
-def mean(values):
-    """Arithmetic mean; nan of nothing."""
-    return sum(values) / len(values) if len(values) else math.nan
-
-
-def bootstrap(values, groups=None, rounds=1000, seed=0):
-    """Mean of `values` and its 95% interval, resampling whole groups (problems; None: each value is one) with
-    replacement; nan for one group."""
-    values = np.asarray(values, dtype=float)
-    groups = range(len(values)) if groups is None else groups
-    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    index = [number[group] for group in groups]
-    sums, sizes = np.bincount(index, values), np.bincount(index)
-    if len(sums) < 2:
-        return float(values.mean()), math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(rounds, len(sums)))
-    low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
-def ranks(values):
-    """Ranks from 0, equal values sharing their mean rank.
-
-    >>> ranks([5.0, 1.0, 5.0]).tolist()
-    [1.5, 0.0, 1.5]
-    """
-    _, index, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[index]
-
-
-def auc(scores, passed):
-    """P(a passing program scores above a failing one), a tie counting half; nan when there is only one kind.
-
-    >>> auc([3.0, 2.0, 2.0, 1.0], [True, True, False, False])
-    0.875
-    """
-    passed = np.asarray(passed, dtype=bool)
-    good, bad = passed.sum(), (~passed).sum()
-    return float((ranks(scores)[passed].sum() - good * (good - 1) / 2) / (good * bad)) if good and bad else math.nan
 
 
 def ece(probabilities, passed, bins=10):

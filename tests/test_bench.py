@@ -21,10 +21,10 @@ import problems as data  # not `Tests` by name: pytest would collect it
 import train_rm
 from bench import best_of_k, majority_at_k, pass_at_k, sign_flip_p, spearman
 from codescaler import Config, KVCache, Qwen3, RewardModel, load_model
+from common import UserError, bootstrap
 from pairs import load_pairs
-from problems import UserError, load_problems
+from problems import load_problems
 from sandbox import Sandbox
-from train_rm import bootstrap
 
 ROOT = Path(__file__).parent.parent
 POLICY, REWARD = str(ROOT / "tiny/policy"), str(ROOT / "tiny/reward")

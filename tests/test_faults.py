@@ -25,7 +25,7 @@ import codescaler
 import grpo
 import train_rm
 from codescaler import Tokenizer, load_model
-from problems import UserError
+from common import UserError
 from train_rm import Args
 
 TRAINERS = {

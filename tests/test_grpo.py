@@ -41,8 +41,9 @@ import codescaler
 import grpo
 import problems
 from codescaler import Config, Qwen3, init_weights
+from common import UserError
 from grpo import Rollout, group_advantages, grpo_loss, token_weights
-from problems import Problem, UserError
+from problems import Problem
 
 GOLDEN = Path(__file__).parent / "golden"
 

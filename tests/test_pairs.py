@@ -11,8 +11,9 @@ import pytest
 
 import pairs
 import problems
+from common import UserError
 from pairs import Pair, PairRules, Sample, load_pairs, make_pairs, normalised, split_pairs
-from problems import Problem, UserError, load_problems
+from problems import Problem, load_problems
 from sandbox import Sandbox
 
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import problems
-from problems import Problem, UserError, load_problems, policy_prompt, rm_prompt
+from common import UserError
+from problems import Problem, load_problems, policy_prompt, rm_prompt
 from sandbox import Sandbox
 
 

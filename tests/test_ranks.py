@@ -28,7 +28,7 @@ import bench  # noqa: E402
 import codescaler as cs  # noqa: E402
 import grpo  # noqa: E402
 import train_rm  # noqa: E402
-from problems import UserError, run_cli  # noqa: E402
+from common import UserError, run_cli  # noqa: E402
 
 GOLDEN, POLICY = ROOT / "tests" / "golden", ROOT / "tiny" / "policy"
 PROMPTS = [[5, 6, 7], [9] * 12, [3, 4] * 4]

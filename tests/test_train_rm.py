@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import common
 import pairs
 import train_rm
 from codescaler import Config, Qwen3, init_weights, pad_rows
+from common import UserError, bootstrap
 from pairs import Pair
-from problems import UserError
-from train_rm import Row, batch_of, bootstrap, learning_rate, micro_batches, pairwise_loss
+from train_rm import Row, batch_of, learning_rate, micro_batches, pairwise_loss
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = Config(
@@ -165,14 +166,14 @@ def test_report_on_mutants_alone():
 
 
 def test_auc_worked_example_and_brute_force():
-    assert train_rm.auc([3.0, 2.0, 2.0, 1.0], [True, True, False, False]) == 0.875
-    assert math.isnan(train_rm.auc([1.0, 2.0], [True, True]))
+    assert common.auc([3.0, 2.0, 2.0, 1.0], [True, True, False, False]) == 0.875
+    assert math.isnan(common.auc([1.0, 2.0], [True, True]))
     rng = random.Random(0)
     scores, passed = [rng.randrange(5) for _ in range(60)], [rng.random() < 0.4 for _ in range(60)]
     ranks = {s: sum(t < s for t in scores) + (sum(t == s for t in scores) + 1) / 2 for s in scores}  # Mann-Whitney
     n, m = sum(passed), 60 - sum(passed)
     u = sum(ranks[s] for s, p in zip(scores, passed) if p) - n * (n + 1) / 2
-    assert train_rm.auc(scores, passed) == pytest.approx(u / (n * m))
+    assert common.auc(scores, passed) == pytest.approx(u / (n * m))
 
 
 def test_calibration_finds_the_curve_that_made_the_data(tmp_path):

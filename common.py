@@ -1,0 +1,216 @@
+"""What every file stands on, without torch: errors, command lines made from dataclasses, whole
+files, small statistics.
+
+    args = parse_args(Args)      # one flag a field of a dataclass; the comment behind it is its help
+    run_cli(main)                # a mistake is one line on stderr and exit code 2; Ctrl-C exits 130
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+class UserError(ValueError):
+    """A mistake the user can mend; the message names the thing, the value found and the flag to
+    change."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a script the way Ctrl-C does, but with exit code 143."""
+
+
+# --------------------------------------------------------------------------------------------------
+# command lines
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake on the command line is a UserError: one line, as any other
+    mistake."""
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def parse_args(cls, argv=None, positional=None, about=None):
+    """Command line -> an instance of the dataclass `cls`, one flag a field. Raises UserError.
+
+    `steps: int = 60  # GRPO steps` gives `--steps INT` with that help. A bool gives
+    `--flag/--no-flag`, a list takes several values, `positional` names a field that is given
+    without a flag. A comment on a line of its own begins a group of flags in --help. The module
+    docstring heads the help, or `about`, the docstring of a script's command.
+    """
+    classes = [c for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c)]
+    source = "\n".join(map(inspect.getsource, classes))
+    groups, helps, title = {}, {}, None
+    for line in source.splitlines():
+        if comment := re.match(r"\s+# (.*)", line):
+            title = comment[1]
+        elif field := re.match(r"\s+(\w+): [^#]*#\s*(.*)", line):
+            groups.setdefault(field[1], title)  # a subclass changes a default, not the group
+            helps[field[1]] = field[2]
+    parser = Parser(
+        prog=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1 : 2 if about else 1]]),
+        description=inspect.cleandoc(about or sys.modules[cls.__module__].__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sections = {title: parser.add_argument_group(title) for title in dict.fromkeys(groups.values())}
+    for f in dataclasses.fields(cls):
+        add_argument(sections[groups[f.name]], f, helps[f.name], f.name == positional)
+    given = vars(parser.parse_args(argv))
+    return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+def add_argument(section, f, text, positional):
+    """The argparse argument of one dataclass field; no value stands for the field's default."""
+    default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+    text = f"{text} (default: {default})".replace("%", "%%")
+    is_list, flag = isinstance(default, list), "--" + f.name.replace("_", "-")
+    if positional:
+        section.add_argument(f.name, nargs="*" if is_list else "?", default=default, help=text)
+    elif f.type is bool:
+        action = argparse.BooleanOptionalAction
+        section.add_argument(flag, action=action, default=default, help=text)
+    elif is_list:  # `--policy A --policy B` as well as `--policy A B`
+        section.add_argument(flag, nargs="+", action="extend", help=text, metavar="STR")
+    else:
+        kind = getattr(f.type, "__args__", [f.type])[0]  # of `int | None` the int
+        flags = [f"-{f.name}", flag] if len(f.name) == 1 else [flag]  # `-n 4` as well as `--n 4`
+        name = kind.__name__.upper()
+        section.add_argument(*flags, type=kind, default=default, help=text, metavar=name)
+
+
+def check_least(args, least, names, most=math.inf):
+    """Raises UserError if an argument of these names (separated by spaces; None counts as not
+    given) is below `least`, above `most`, infinite or not a number."""
+    for name in names.split():
+        value = getattr(args, name)
+        if value is not None and not (least <= value <= most and value < math.inf):
+            bound = f" and at most {most}" if most < math.inf else ""
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least {least}{bound}")
+
+
+def check_choice(args, **allowed):
+    """Raises UserError if an argument is none of the words allowed for it."""
+    for name, words in allowed.items():
+        if getattr(args, name) not in words:
+            expected = ", ".join(word for word in words if word)
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}"
+            )
+
+
+def run_cli(main):
+    """Runs `main()` as a program. Exit codes: 2 after a user's mistake (one line on stderr), 130
+    after Ctrl-C and 143 after SIGTERM, so that `train_rm.py && grpo.py` does not go on with half a
+    reward model."""
+
+    def on_sigterm(number, frame):
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        main()
+    except (
+        UserError,
+        FileExistsError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+    ) as e:
+        text = e if isinstance(e, UserError) else f"{e.filename}: {e.strerror}"  # an --out, mostly
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:  # the trainers save before this is reached
+        print("interrupted", file=sys.stderr)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
+    except BrokenPipeError:  # `python problems.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --------------------------------------------------------------------------------------------------
+# files that are whole or absent
+
+
+def write_atomic(path, data):
+    """All of `data` (text or bytes) is at `path`, on the disk, or what was there before."""
+    new = Path(f"{path}.tmp")
+    with open(new, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def write_jsonl(path, rows):
+    """Dicts or dataclass instances to a file, one JSON object a line, whole or not at all."""
+    dicts = (row if isinstance(row, dict) else dataclasses.asdict(row) for row in rows)
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in dicts))
+
+
+def content_hash(path):
+    """The first 16 hex digits of the SHA-256 of a file's bytes: resuming with other data is refused
+    by it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------------------------
+# statistics
+
+
+def mean(values):
+    """Arithmetic mean; nan of nothing."""
+    return sum(values) / len(values) if len(values) else math.nan
+
+
+def bootstrap(values, groups=None, rounds=1000, seed=0):
+    """-> (mean, low, high): the mean of `values` and its 95% interval, resampling whole groups
+    (problems; None: each value is one) with replacement; nan for one group."""
+    values = np.asarray(values, dtype=float)
+    groups = range(len(values)) if groups is None else groups
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    index = [number[group] for group in groups]
+    sums, sizes = np.bincount(index, values), np.bincount(index)
+    if len(sums) < 2:
+        return float(values.mean()), math.nan, math.nan
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(rounds, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def ranks(values):
+    """Ranks from 0, equal values sharing their mean rank.
+
+    >>> ranks([5.0, 1.0, 5.0]).tolist()
+    [1.5, 0.0, 1.5]
+    """
+    _, index, counts = np.unique(
+        np.asarray(values, dtype=float), return_inverse=True, return_counts=True
+    )
+    return (np.cumsum(counts) - (counts + 1) / 2)[index]
+
+
+def auc(scores, passed):
+    """P(a passing program scores above a failing one), a tie counting half; nan when there is only
+    one kind.
+
+    >>> auc([3.0, 2.0, 2.0, 1.0], [True, True, False, False])
+    0.875
+    """
+    passed = np.asarray(passed, dtype=bool)
+    good, bad = passed.sum(), (~passed).sum()
+    return (
+        float((ranks(scores)[passed].sum() - good * (good - 1) / 2) / (good * bad))
+        if good and bad
+        else math.nan
+    )

@@ -1,46 +1,69 @@
-"""What a problem is, where problems come from, and the toy world that makes the default run possible.
+"""What a problem is, what a policy is asked, and where problems come from.
 
-    python problems.py toy:train --show 3                      # statement, reference solution, first tests
-    python problems.py mbpp:mbpp.jsonl --min-tests 3           # a public file, and what was dropped
-    python problems.py mine.jsonl --show 1                     # your own problems, one JSON object a line:
+    python problems.py toy:train --show 3            # statement, reference solution, first tests
+    python problems.py mbpp:mbpp.jsonl --verify      # 974 of 974 solutions pass their own tests
+    python problems.py mine.jsonl --verify           # your own problems, one JSON object a line:
         {"id": "a1", "prompt": "Write add(a, b), which returns the sum.",
-         "tests": {"kind": "call", "entry_point": "add", "cases": [{"args": [1, 2], "expected": 3}]}}
+         "tests": {"kind": "call", "entry_point": "add",
+                   "cases": [{"args": [1, 2], "expected": 3}]},
+         "solution": "def add(a, b):\\n    return a + b"}
 
-The prompt must name the function, or say what is read and printed. Without tests ("tests" left out or null) only a
-reward model can judge. Optional: solution, starter (code to begin with), source (results are split by it). Cases by
-tests.kind; a check may stand among asserts:
-    call     {"args": [...], "expected": value}       entry_point "f", or "Solution.method"
+The prompt must name the function, or say what is read and printed. Without tests ("tests" left out
+or null) only a reward model can judge. Optional: solution (what --verify runs), starter (code to
+begin with), source (results are split by it). Cases by tests.kind; a check may stand among asserts:
+    call     {"args": [...], "expected": value}, or "any_of": [value, ...] in place of "expected"
     stdin    {"input": "1 2\\n", "output": "3\\n"}
-    assert   {"assert": "assert f(1) == 2"}
-    assert   {"check": "def check(candidate): ..."}   entry_point: the candidate
-tests.setup is code that runs before, tests.time_limit CPU seconds a test. Pairs for `train_rm.py --pairs`, a line each
-(pairs of a problem share what stands before the last #), and answers for `train_rm.py --candidates`:
+    assert   {"assert": "assert f(1) == 2"}, or {"check": "def check(candidate): ..."}
+tests.entry_point, for calls and checks, is "f" or "Solution.method"; tests.setup is code that runs
+before, tests.time_limit CPU seconds a test. Pairs for `train_rm.py --pairs`, a line each (pairs of
+a problem share what stands before the last #), and answers for `train_rm.py --candidates`:
     {"id": "a1#0", "prompt": "Write add ...", "chosen": "def add ...", "rejected": "def add ..."}
-    {"problem": "a1", "completion": "An answer with a ```python block"}, or "code" in place of "completion"
+    {"problem": "a1", "completion": "An answer with a ```python block"}, or "code" in its place
 
-A few seconds on a CPU. Nothing here needs torch: the sandbox, the extractor and this file can be used alone.
+A few seconds on a CPU; nothing here needs torch.
 """
 
-import dataclasses
+import ast
 import gzip
 import itertools
 import json
 import os
-import random
+import re
+import reprlib
+import sys
 import zlib
+from collections import defaultdict
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
+
+from huggingface_hub import hf_hub_download
 
 from common import UserError, parse_args, run_cli
-from sandbox import Tests, as_tests
+from extract import extract_code
+from sandbox import Sandbox, Tests, as_tests
+from tiny import world
 
-# ----------------------------------------------------------------------------------------------------------------------
-# what a problem is
+sys.set_int_max_str_digits(0)  # tests hold integers of any length
+
+
+@dataclass
+class Args:
+    spec: str = ""  # problems to load: SPEC[,SPEC...]
+    show: int = 0  # problems to print in full
+    verify: bool = False  # run the data's own solutions through the sandbox
+    limit: int | None = None  # rows to read
+    min_tests: int = 0  # drop problems with fewer tests (those without any stay)
+    sandbox: str | None = None  # strict or basic; default: strict on Linux
+
+
+# --------------------------------------------------------------------------------------------------
+# what a problem is, and what a policy is asked
 
 
 @dataclass(frozen=True)
 class Problem:
-    """`prompt` is the bare statement; `source` names the part of a data set it belongs to (results are split by it)."""
+    """`prompt` is the bare statement, all that a reward model reads; `source` names the part of a
+    data set it belongs to (results are split by it)."""
 
     id: str
     prompt: str
@@ -50,570 +73,399 @@ class Problem:
     starter: str = ""
 
 
-LCB_SYSTEM = (
-    "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
-    "correct Python program that matches the specification and passes all tests."
-)
+LCB_SYSTEM = """You are an expert Python programmer. You will be given a question (problem \
+specification) and will generate a correct Python program that matches the specification and \
+passes all tests."""
+LCB_STARTER = """You will use the following starter code to write the solution and enclose your \
+code within delimiters."""
+LCB_STDIN = """Read the inputs from stdin solve the problem and write the answer to stdout (do not \
+directly test on the sample inputs). Enclose your code within delimiters as follows."""
 
 
 def policy_prompt(problem, style="plain"):
-    """The user turn that a policy sees: the statement plus the answer format (and the starter code, if any).
+    """The user turn that a policy sees: the statement, the answer format, any starter code.
 
-    "plain" is ours. "lcb" has the parts of LiveCodeBench's prompt as the paper's recipe places them (method: the system
-    sentence inside the user turn, the format heading directly behind the question).
+    "plain" is ours. "lcb" has the parts of LiveCodeBench's prompt where the paper's recipe places
+    them: the system sentence in the user turn, the format heading directly behind the question.
     """
     if style == "plain":
         starter = f"\n\nStart from this code:\n```python\n{problem.starter}\n```"
         starter = "" if problem.starter in problem.prompt else starter
         return f"{problem.prompt}{starter}\n\nAnswer with one ```python block."
     if style == "lcb":
-        if problem.starter:
-            how = (
-                "You will use the following starter code to write the solution and enclose your code within delimiters."
-            )
-            block = problem.starter
-        else:
-            how = (
-                "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on "
-                "the sample inputs). Enclose your code within delimiters as follows."
-            )
-            block = "# YOUR CODE HERE"
-        answer = "### Answer: (use the provided format with backticks)\n\n"
-        return f"{LCB_SYSTEM}\n\n{problem.prompt}### Format: {how}\n```python\n{block}\n```\n\n{answer}"
-    raise UserError(f"prompt style {style!r}: expected plain or lcb (--prompt-style)")
+        how = LCB_STARTER if problem.starter else LCB_STDIN
+        question = f"{LCB_SYSTEM}\n\n{problem.prompt}### Format: {how}"
+        block = f"```python\n{problem.starter or '# YOUR CODE HERE'}\n```"
+        return f"{question}\n{block}\n\n### Answer: (use the provided format with backticks)\n\n"
+    raise UserError(f"--prompt-style {style}: expected plain or lcb")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# loading
+# --------------------------------------------------------------------------------------------------
+# rows of files
 
 
-def rm_prompt(problem, kind="bare", style="plain"):
-    """What a reward model reads as the user turn: the bare statement, or with kind "full" what the policy was asked."""
-    return policy_prompt(problem, style) if kind == "full" else problem.prompt
+brief = reprlib.Repr()
+brief.maxstring, brief.maxother = 80, 300
 
 
-def load_problems(spec, limit=None, min_tests=0, seed=0, log=None, flag="--problems"):
-    """`SPEC[,SPEC...]` -> list of Problem.
+class RowError(UserError):
+    """A row that does not fit. `reason` is the same for all rows with this fault; the message also
+    has the row's place and what was found there, a value or an exception."""
 
-    A spec is `toy:train`, `toy:untested`, `toy:test`, a `.jsonl` file in our own schema, or `FORMAT:PATH` with a format
-    of `LOADERS`. `toy:untested+tests` has the tests that `toy:untested` lacks, for audits of what was trained on it.
-    `limit` keeps the first rows of each spec; `min_tests` drops problems that have tests, but fewer. `log` (a function
-    of one string, e.g. print) is told what was loaded and dropped. Raises UserError naming `flag`.
-    """
-    check_limit(limit)
-    problems = []
-    for part in spec.split(","):
-        kind, _, path = part.partition(":")
-        if part in ("toy:train", "toy:untested", "toy:untested+tests", "toy:test"):
-            found = toy_problems(path.removesuffix("+tests"), seed, limit, with_tests=path.endswith("+tests"))
-        elif part.endswith((".jsonl", ".jsonl.gz")) and (not path or kind == "hub"):
-            found = [checked(own_problem(row, where), where) for row, where in read_rows(part, limit)]
-        elif kind in LOADERS:
-            found = [checked(LOADERS[kind](row, where), where) for row, where in read_rows(path, limit)]
-        else:
-            raise UserError(
-                f"{flag} {part!r}: expected toy:train, toy:untested, toy:test, a .jsonl file or FORMAT:PATH; formats: "
-                + ", ".join(sorted(LOADERS))
-            )
-        kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
-        if not kept:
-            raise UserError(
-                f"{flag} {part!r}: no problem left of {len(found)} (--min-tests {min_tests}, --limit {limit})"
-            )
-        if log:
-            tested = sum(p.tests is not None for p in kept)
-            log(
-                f"{part}: {len(found)} problems, {tested} with tests, "
-                f"{len(found) - len(kept)} dropped by --min-tests {min_tests}"
-            )
-        problems += kept
-    ids = [p.id for p in problems]
-    if len(set(ids)) < len(ids):
-        raise UserError(f"{flag} {spec!r}: id {next(i for i in ids if ids.count(i) > 1)!r} appears twice")
-    return problems
-
-
-def check_limit(limit):
-    """Raises UserError where --limit is no number of rows."""
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: expected at least 1")
+    def __init__(self, where, reason, found):
+        super().__init__(f"{where}: {reason}, found {brief.repr(found)}")
+        self.reason = reason
 
 
 def local_file(path):
-    """A path, or `hub:OWNER/NAME[@REVISION]/FILE` of a Hugging Face data set, downloaded -> path of the local file."""
+    """A path, or `hub:OWNER/NAME[@REVISION]/FILE` of a Hugging Face data set -> a local path."""
     if path.startswith("hub:"):
-        owner, _, rest = path[4:].partition("/")
-        name, _, file = rest.partition("/")
-        name, _, revision = name.partition("@")
-        if not (owner and name and file):
+        match = re.fullmatch("hub:([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", path)
+        if not match:
             raise UserError(f"{path!r}: expected hub:OWNER/NAME[@REVISION]/FILE")
-        from huggingface_hub import hf_hub_download
-
+        repo, revision, file = match.groups()
         try:
-            return hf_hub_download(f"{owner}/{name}", file, revision=revision or None, repo_type="dataset")
-        except Exception as error:  # the hub's client raises many kinds: no network, no such file, gated
-            raise UserError(f"{path}: cannot be fetched: {str(error).splitlines()[0]:.200}") from None
+            return hf_hub_download(repo, file, revision=revision, repo_type="dataset")
+        except Exception as error:  # the client has many: no network, no such file, gated
+            raise UserError(
+                f"{path}: cannot be fetched: {str(error).splitlines()[0]:.200}"
+            ) from None
     if not os.path.isfile(path):
-        raise UserError(f"no file at {path!r}: give the path of a .jsonl, .jsonl.gz, .json or .parquet file")
+        raise UserError(f"no file at {path!r}: give a .jsonl, .jsonl.gz, .json or .parquet file")
     return path
 
 
-def raw_rows(path):
-    """Rows of a file by its ending: dicts, or the lines of JSON lines."""
-    if path.endswith(".parquet"):
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
-        try:
-            return pyarrow.parquet.read_table(path).to_pylist()
-        except pyarrow.lib.ArrowException as error:
-            raise UserError(f"{path}: not parquet: {error}") from None
-    if path.endswith(".json"):
-        with open(path, encoding="utf-8") as file:
-            try:
-                rows = json.load(file)
-            except ValueError as error:
-                raise UserError(f"{path}: not JSON: {error}") from None
-        if not isinstance(rows, list):
-            raise UserError(f"{path}: expected a JSON list of rows, found {type(rows).__name__}")
-        return rows
-    return json_lines(path)
-
-
-def json_lines(path):
-    """The lines of a text file, zipped or not, that are not blank. Raises UserError where it is damaged."""
+def file_items(path):
+    """What a file holds, by its ending: dicts, or lines of JSON that are not blank."""
     try:
+        if path.endswith(".parquet"):
+            import pyarrow.parquet
+
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(64):
+                yield from batch.to_pylist()
+            return
         with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-            yield from (line for line in file if line.strip())
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not JSON lines in UTF-8: {error}") from None
+            if path.endswith(".json"):
+                rows = json.load(file)
+                yield from rows if isinstance(rows, list) else [rows]
+            else:
+                yield from (line for line in file if line.strip())
+    except ImportError:
+        raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
+        raise UserError(f"{path}: damaged, or not what its ending says: {error}") from None
 
 
-def read_rows(path, limit=None):
-    """Rows of a .jsonl, .jsonl.gz, .json (a list) or .parquet file, local or `hub:`, with the place each came from:
-    yields (dict, "FILE row N"). Raises UserError."""
-    check_limit(limit)
-    path, count = local_file(path), 0
-    for count, row in enumerate(itertools.islice(raw_rows(path), limit), 1):
-        if isinstance(row, str):
-            try:
-                halves = "\\ud" in row.lower()  # half a character, which no tokenizer takes
-                row = json.loads(row)
-                if halves:
-                    json.dumps(row, ensure_ascii=False).encode()
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path} row {count}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path} row {count}: expected an object, found {type(row).__name__}")
-        yield row, f"{path} row {count}"
-    if not count:
+def raw_rows(path, limit=None):
+    """The first `limit` items of a local or `hub:` file: yields (item, "FILE row N")."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: expected at least 1")
+    path, number = local_file(path), 0
+    for number, item in enumerate(itertools.islice(file_items(path), limit), 1):
+        yield item, f"{path} row {number}"
+    if not number:
         raise UserError(f"{path}: no rows")
 
 
-def need(row, where, *keys, kind=str):
-    """The value of the first of `keys` that the row has, checked to be a `kind`; UserError with file, row and key."""
-    for key in keys:
-        if key in row:
-            if not isinstance(row[key], kind):
-                expected = getattr(kind, "__name__", kind)
-                raise UserError(f"{where}: key {key!r} should be {expected}, found {row[key]!r:.80}")
-            return row[key]
-    raise UserError(f"{where}: no key {' or '.join(map(repr, keys))}; found {sorted(row)}")
-
-
-def checked(problem, where):
-    """The problem, if its tests are what the sandbox runs; UserError with file, row and what was found."""
+def as_row(item, where):
+    """An item of a file -> a dict, all of whose text can be encoded. Raises RowError."""
     try:
-        if problem.tests:
-            as_tests(problem.tests)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    return problem
+        row = json.loads(item) if isinstance(item, str) else item
+        if row is item or "\\ud" in item or "\\uD" in item:  # halves of characters are refused
+            json.dumps(row, ensure_ascii=False, default=str).encode()
+    except (ValueError, RecursionError) as error:
+        raise RowError(where, "not JSON", error) from None
+    if not isinstance(row, dict):
+        raise RowError(where, "not an object", row)
+    return row
+
+
+def input_files(flag, spec):
+    """[(flag, path)] of the local files that a SPEC[,SPEC...] names: what a resumed run must find
+    unchanged."""
+    paths = [part if os.path.exists(part) else part.partition(":")[2] for part in spec.split(",")]
+    return [(flag, path) for path in paths if os.path.isfile(path)]
+
+
+def read_rows(path, limit=None):
+    """Rows of a .jsonl, .jsonl.gz, .json or .parquet file, local or `hub:`, with the place each
+    came from: yields (dict, "FILE row N"). Raises UserError."""
+    return ((as_row(item, where), where) for item, where in raw_rows(path, limit))
+
+
+def need(row, where, *keys, kind=str):
+    """The value of the first of `keys` that the row has, checked to be a `kind`. RowError."""
+    key = next((key for key in keys if key in row), None)
+    if key is None:
+        raise RowError(where, f"no key {' or '.join(map(repr, keys))}", sorted(row))
+    if not isinstance(row[key], kind):
+        expected = getattr(kind, "__name__", kind)
+        raise RowError(where, f"key {key!r} should be {expected}", row[key])
+    return row[key]
+
+
+# --------------------------------------------------------------------------------------------------
+# formats: a row -> a Problem, or RowError
+
+# What LiveCodeBench and LeetCode import before a solution. Later names win: `Counter` is that of
+# collections, `pow` the builtin, `bisect` the module.
+MODULES = """typing collections heapq bisect math itertools functools string re operator copy random
+    datetime json statistics""".split()
+PRELUDE = "".join(f"from {name} import *\n" for name in [*MODULES, "builtins"])
+PRELUDE += f"import {', '.join(MODULES)}, sys\n"
 
 
 def own_problem(row, where):
-    """A row of our own schema: the fields of Problem, `tests` an object with the fields of Tests, or null."""
-    unknown = set(row) - {f.name for f in dataclasses.fields(Problem)}
-    if unknown:
-        raise UserError(f"{where}: unknown key {sorted(unknown)}")
-    optional = ("solution", "source", "starter")
-    row = {key: value for key, value in row.items() if value is not None or key not in optional}
-    tests = row.get("tests")
-    if tests is not None:
-        try:
-            tests = Tests(**need(row, where, "tests", kind=dict))
-        except TypeError as error:
-            raise UserError(f"{where}: tests: {str(error).removeprefix('Tests.__init__() ')}") from None
-    for key in set(optional) & set(row):
-        need(row, where, key)
-    return Problem(**{**row, "id": str(row.get("id", where)), "prompt": need(row, where, "prompt"), "tests": tests})
+    """Our own schema: the fields of Problem, `tests` null or an object with the fields of Tests."""
+    row = {"id": where} | {key: value for key, value in row.items() if value is not None}
+    tests = Tests(**need(row, where, "tests", kind=dict)) if "tests" in row else None
+    prompt = need(row, where, "prompt")
+    return Problem(**row | {"id": str(row["id"]), "prompt": prompt, "tests": tests})
 
 
 def mbpp_problem(row, where):
-    """google-research MBPP: text, code, test_list, test_setup_code. The first assert goes into the statement, as in the
-    MBPP paper's prompt: without it nobody can know the function's name."""
-    asserts = need(row, where, "test_list", kind=list)
-    if not all(isinstance(text, str) for text in asserts):
-        raise UserError(f"{where}: test_list should be a list of asserts, found {asserts!r:.80}")
-    prompt = f"{need(row, where, 'text', 'prompt')}\n\nYour code should pass this test:\n{''.join(asserts[:1])}"
-    tests = Tests("assert", [{"assert": a} for a in asserts], setup=row.get("test_setup_code") or "")
+    """MBPP, full or sanitized. The first assert goes into the statement, as in the MBPP paper:
+    without it nobody can know the function's name."""
+    cases = [{"assert": text} for text in need(row, where, "test_list", kind=list)]
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+    example = f"\n\nYour code should pass this test:\n{cases[0]['assert']}" if cases else ""
+    prompt = need(row, where, "text", "prompt") + example
+    tests = Tests("assert", cases, setup=setup) if cases else None
     solution = need(row, where, "code").replace("\r\n", "\n")
     return Problem(f"mbpp/{row.get('task_id', where)}", prompt, tests, solution, "mbpp")
 
 
 def humaneval_problem(row, where):
-    """openai/human-eval: prompt (signature, docstring), canonical_solution, test (`check(candidate)`), entry_point."""
-    prompt, entry_point = need(row, where, "prompt"), need(row, where, "entry_point")
-    # A check may call helpers that the prompt defines: it gets the prompt's own, not the program's.
-    tests = Tests("assert", [{"check": need(row, where, "test")}], entry_point=entry_point, setup=prompt)
-    solution = prompt + need(row, where, "canonical_solution")
-    statement = f"Complete the function `{entry_point}`:\n\n{prompt}"  # a reward model sees no starter code
-    return Problem(need(row, where, "task_id"), statement, tests, solution, "humaneval", starter=prompt)
+    """HumanEval, LeetCodeDataset and rllm's LeetCode rows: a check(candidate). The setup is
+    `prompt`: the signature and helpers that a check may call, or the imports of LeetCode."""
+    check, _, call = need(row, where, "test", "tests_functional").partition("\ncheck(")
+    if call:
+        row = {"prompt": PRELUDE, "entry_point": call.strip().removesuffix(")")} | row
+    entry_point = need(row, where, "entry_point").replace("Solution().", "Solution.")
+    source, setup, starter = "humaneval", need(row, where, "prompt"), row["prompt"]
+    statement = f"Complete the function `{entry_point}`:\n\n{setup}"  # no starter for reward models
+    if "." in entry_point:
+        source, starter = "leetcode", row.get("starter_code") or ""
+        statement = need(row, where, "problem_description", "question")
+    tests = Tests("assert", [{"check": check}], entry_point, setup)
+    solution = setup + need(row, where, "canonical_solution", "completion", "code_pos")
+    return Problem(need(row, where, "task_id", "id"), statement, tests, solution, source, starter)
 
 
 def cure_problem(row, where):
-    """CURE's evaluation files (LiveBench, LiveCodeBench, CodeContests, CodeForces, MBPP), all turned into stdin tests:
-    question, test_input[], test_output[], test_time_limit (seconds)."""
-    inputs, outputs = (need(row, where, key, kind=list) for key in ("test_input", "test_output"))
-    if len(inputs) != len(outputs):
-        raise UserError(f"{where}: {len(inputs)} in 'test_input', {len(outputs)} in 'test_output'")
-    cases = [{"input": i, "output": o} for i, o in zip(inputs, outputs)]
+    """CURE's files (LiveBench, LiveCodeBench, CodeContests, CodeForces, MBPP), all stdin tests."""
+    pairs = zip(row["test_input"], row["test_output"], strict=True)
+    cases = [{"input": text_of(i, where), "output": text_of(o, where)} for i, o in pairs]
     tests = Tests("stdin", cases, time_limit=row.get("test_time_limit")) if cases else None
     file, _, number = where.rpartition(" row ")
-    name = os.path.basename(file).partition(".")[0]  # LiveBench, CodeForces, ...: each is a part of the results
-    return Problem(f"{name}/{row.get('task_id', number)}", need(row, where, "question"), tests, None, name)
+    name = os.path.basename(file).partition(".")[0]  # LiveBench, ...: each is a part of the results
+    id = f"{name}/{row.get('task_id', number)}"
+    return Problem(id, need(row, where, "question"), tests, source=name)
 
 
 def deepcoder_problem(row, where):
-    """DeepCoder-Preview rows of all four sources. `tests` is JSON: a list of {input, output, testtype or type}
-    (lcbv5, primeintellect, codeforces) or {inputs, outputs, fn_name} (taco). Functional tests call fn_name or
-    metadata.func_name; LiveCodeBench writes their arguments as JSON, one a line."""
-    statement = row.get("problem", row.get("question"))
-    if isinstance(statement, dict):  # some rows carry a chat turn
+    """DeepCoder-Preview. `tests` is a list of {input, output, type or testtype} (LiveCodeBench,
+    PrimeIntellect, Codeforces) or {inputs, outputs, fn_name} (TACO), or the text of one."""
+    statement = row.get("problem") or row.get("question")
+    if isinstance(statement, dict):  # a chat turn
         statement = statement.get("content", statement.get("problem"))
-    if not isinstance(statement, str):
-        raise UserError(f"{where}: key 'problem' should be str, found {row.get('problem')!r:.80}")
-    tests, metadata = as_json(row.get("tests"), where, "tests"), as_json(row.get("metadata") or {}, where, "metadata")
-    name = metadata.get("func_name") if isinstance(metadata, dict) else None
-    if isinstance(tests, dict):
-        name = tests.get("fn_name") or name
-        inputs, outputs = (need(tests, where, key, kind=list) for key in ("inputs", "outputs"))
-        # taco wraps an expected value in a list of one; where an input has no output, there is no test
-        tests = [{"input": i, "output": o[0] if isinstance(o, list) and o else o} for i, o in zip(inputs, outputs)]
-    if not isinstance(tests, list):
-        raise UserError(f"{where}: key 'tests' should be a list or an object, found {tests!r:.80}")
-    cases, is_call = [], False
-    for test in tests:
-        given, wanted = (test.get(key) if isinstance(test, dict) else None for key in ("input", "output"))
-        if given is None or wanted is None:
-            raise UserError(f"{where}: a test has keys 'input' and 'output', found {test!r:.80}")
-        own = test.get("metadata")  # lcbv5 names the function in each test, the others in the row
-        name = test.get("fn_name") or (own.get("func_name") if isinstance(own, dict) else None) or name
-        is_call = bool(name) and test.get("testtype", test.get("type")) not in ("stdin", "stdin_stdout")
-        cases.append(call_case(given, wanted, where) if is_call else {"input": given, "output": wanted})
-    starter = row.get("starter_code") or ""
-    entry_point = (f"Solution.{name}" if "class Solution" in starter else name) if is_call else None
-    found = Tests("call" if is_call else "stdin", cases, entry_point=entry_point) if cases else None
-    solutions = row.get("solutions")
+    tests = plain_data(row.get("tests"), where)
+    if isinstance(tests, dict):  # an input without an output is no test
+        pairs = zip(*(need(tests, where, key, kind=list) for key in ("inputs", "outputs")))
+        tests = [{"fn_name": tests.get("fn_name"), "input": i, "output": o} for i, o in pairs]
+    found = [deepcoder_case(test, row, where) for test in tests]
+    forms = {form for form, _ in found} or {("stdin", None, False)}
+    if len(forms) > 1:
+        raise RowError(where, "tests of several kinds or functions", forms)
+    (kind, name, is_json), cases = forms.pop(), [case for _, case in found]
+    starter, solutions = row.get("starter_code") or "", row.get("solutions")
+    is_method = name and "class Solution" in starter
+    setup = PRELUDE if is_json or is_method else ""
+    results = [case.get("expected") for case in cases]
+    # A list of one in every test: results in a wrapping, or lists. Either is right.
+    if not is_json and all(isinstance(result, list) and len(result) == 1 for result in results):
+        cases = [{"args": c["args"], "any_of": [c["expected"], *c["expected"]]} for c in cases]
+    tests = Tests(kind, cases, f"Solution.{name}" if is_method else name, setup) if cases else None
     solution = solutions[0] if isinstance(solutions, list) and solutions else None
-    return Problem(str(row.get("id", where)), statement, found, solution, "deepcoder", starter=starter)
+    if isinstance(solution, str) and "```" in solution:
+        solution = extract_code(solution).code
+    return Problem(str(row.get("id", where)), statement, tests, solution, "deepcoder", starter)
 
 
-def as_json(value, where, key):
+def deepcoder_case(test, row, where):
+    """-> ((kind, function, whether results are JSON), case) of a test. Its type is its own; its
+    function's name is its own or the row's. Only LiveCodeBench's results are JSON."""
+    given, wanted = test["input"], test["output"]
+    word = test.get("testtype") or test.get("type")
+    name = function_name(test, where) or function_name(row, where)
+    if "stdin" in word if word else not name:
+        case = {"input": text_of(given, where), "output": text_of(wanted, where)}
+        return ("stdin", None, False), case
+    if not name:
+        raise RowError(where, "a test calls a function and does not name it", test)
+    is_json = word == "functional"
+    if isinstance(given, str):  # one argument a line
+        given = [plain_data(line, where) for line in given.split("\n") if line.strip()]
+    if is_json and isinstance(wanted, str):
+        wanted = plain_data(wanted, where)
+    return ("call", name, is_json), {"args": given, "expected": wanted}
+
+
+def function_name(item, where):
+    """The function that a test or a row of DeepCoder names, or None."""
+    metadata = item.get("metadata")
+    if isinstance(metadata, str) and "func_name" in metadata:
+        metadata = plain_data(metadata, where)
+    return item.get("fn_name") or (isinstance(metadata, dict) and metadata.get("func_name")) or None
+
+
+def plain_data(value, where):
+    """Data, or a text of JSON or of a Python literal -> data. Keys of digits were integers."""
+
+    def restore(item):
+        is_int = all(re.fullmatch("-?(0|[1-9][0-9]*)", key) for key in item)
+        return {int(key): value for key, value in item.items()} if is_int else item
+
     try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise UserError(f"{where}: key {key!r} is not JSON: {error}") from None
+        if isinstance(value, str):
+            try:
+                return json.loads(value, object_hook=restore)
+            except ValueError:
+                value = ast.literal_eval(value)
+        return json.loads(json.dumps(value), object_hook=restore)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise RowError(where, "tests are no JSON", error) from None
 
 
-def call_case(given, wanted, where):
-    """Arguments as a list, or as JSON with one argument a line; an expected value as JSON or as it is."""
-    if isinstance(given, str):
-        given = [as_json(line, where, "input") for line in given.splitlines() if line.strip()]
-    return {"args": given, "expected": as_json(wanted, where, "output") if isinstance(wanted, str) else wanted}
+def text_of(value, where):
+    """Input or output of a stdin test; a list is one of lines."""
+    lines = value if isinstance(value, list) else [value]
+    if not all(isinstance(line, str | int | float) for line in lines):
+        raise RowError(where, "input or output of a test is no text", value)
+    if isinstance(value, str):
+        return value
+    return "".join(str(line).removesuffix("\n") + "\n" for line in lines)
 
 
-LOADERS = {"mbpp": mbpp_problem, "humaneval": humaneval_problem, "cure": cure_problem, "deepcoder": deepcoder_problem}
-
-# ----------------------------------------------------------------------------------------------------------------------
-# the toy world: a list of integers goes through one to three steps and is then returned or reduced to a number
-#
-# Each operation: Python expression, values its {k} is drawn from, and phrasings. The LAST phrasing of each is held out:
-# it occurs only in the "unseen" part of toy:test.
-
-
-@dataclass(frozen=True)
-class Op:
-    name: str
-    code: str
-    phrasings: tuple
-    ks: tuple = (0,)
+# format -> (what reads the rows of a path, what makes a problem of a row)
+LOADERS = {
+    "own": (raw_rows, own_problem),
+    "mbpp": (raw_rows, mbpp_problem),
+    "humaneval": (raw_rows, humaneval_problem),
+    "cure": (raw_rows, cure_problem),
+    "deepcoder": (raw_rows, deepcoder_problem),
+    "toy": (world.rows, own_problem),
+}
 
 
-# fmt: off
-STEPS = [
-    Op("keep_gt", "[x for x in xs if x > {k}]",
-       ("keep the numbers greater than {k}",
-        "keep only what is above {k}", "remove the numbers that are not greater than {k}"), range(0, 7)),
-    Op("keep_ge", "[x for x in xs if x >= {k}]",
-       ("keep the numbers that are at least {k}",
-        "keep only what is {k} or more", "remove the numbers that are not at least {k}"), range(0, 7)),
-    Op("keep_lt", "[x for x in xs if x < {k}]",
-       ("keep the numbers less than {k}",
-        "keep only what is below {k}", "remove the numbers that are not less than {k}"), range(0, 7)),
-    Op("keep_le", "[x for x in xs if x <= {k}]",
-       ("keep the numbers that are at most {k}",
-        "keep only what is {k} or less", "remove the numbers that are not at most {k}"), range(0, 7)),
-    Op("keep_even", "[x for x in xs if x % 2 == 0]",
-       ("keep the even numbers", "drop the odd numbers", "keep only the numbers that are even")),
-    Op("keep_odd", "[x for x in xs if x % 2 == 1]",
-       ("keep the odd numbers", "drop the even numbers", "keep only the numbers that are odd")),
-    Op("keep_multiple", "[x for x in xs if x % {k} == 0]",
-       ("keep the multiples of {k}",
-        "keep the numbers divisible by {k}", "keep only the numbers that are multiples of {k}"), range(3, 6)),
-    Op("drop_multiple", "[x for x in xs if x % {k} != 0]",
-       ("drop the multiples of {k}",
-        "drop the numbers divisible by {k}", "remove the numbers that are multiples of {k}"), range(3, 6)),
-    Op("add", "[x + {k} for x in xs]",
-       ("add {k} to each number", "increase each number by {k}", "make each number {k} more"), range(1, 8)),
-    Op("subtract", "[x - {k} for x in xs]",
-       ("subtract {k} from each number", "decrease each number by {k}", "make each number {k} less"), range(1, 8)),
-    Op("multiply", "[x * {k} for x in xs]",
-       ("multiply each number by {k}",
-        "replace each number by {k} times itself", "make each number {k} times as large"), range(2, 6)),
-    Op("quotient", "[x // {k} for x in xs]",
-       ("divide each number by {k}, rounding down",
-        "replace each number by its quotient by {k}", "floor divide each number by {k}"), range(2, 6)),
-    Op("remainder", "[x % {k} for x in xs]",
-       ("take each number modulo {k}",
-        "replace each number by its remainder by {k}", "reduce each number modulo {k}"), range(2, 6)),
-    Op("square", "[x ** 2 for x in xs]",
-       ("square each number", "replace each number by its square", "multiply each number by itself")),
-    Op("negate", "[-x for x in xs]",
-       ("negate each number", "flip the sign of each number", "replace each number by its negative")),
-    Op("absolute", "[abs(x) for x in xs]",
-       ("take the absolute value of each number",
-        "drop the sign of each number", "replace each number by its absolute value")),
-    Op("cap", "[min(x, {k}) for x in xs]",
-       ("cap each number at {k}",
-        "limit each number to at most {k}", "lower the numbers above {k} to {k}"), range(0, 7)),
-    Op("floor", "[max(x, {k}) for x in xs]",
-       ("raise each number to at least {k}",
-        "replace the numbers below {k} by {k}", "make each number at least {k}"), range(0, 7)),
-    Op("first", "xs[:{k}]",
-       ("take the first {k}", "keep the first {k} items", "keep only the first {k}"), range(2, 6)),
-    Op("last", "xs[-{k}:]",
-       ("take the last {k}", "keep the last {k} items", "keep only the last {k}"), range(2, 6)),
-    Op("skip_first", "xs[{k}:]",
-       ("skip the first {k}", "drop the first {k} items", "remove the first {k}"), range(1, 4)),
-    Op("skip_last", "xs[:-{k}]",
-       ("skip the last {k}", "drop the last {k} items", "remove the last {k}"), range(1, 4)),
-    Op("every_second", "xs[::2]",
-       ("keep every second item, starting with the first",
-        "take the items at even positions", "keep the items at positions 0, 2, 4 and so on")),
-    Op("ascending", "sorted(xs)",
-       ("sort in ascending order", "sort from smallest to largest", "sort in increasing order")),
-    Op("descending", "sorted(xs, reverse=True)",
-       ("sort in descending order", "sort from largest to smallest", "sort in decreasing order")),
-    Op("reverse", "xs[::-1]",
-       ("reverse the list", "put the items in reverse order", "turn the list around")),
-    Op("dedupe", "list(dict.fromkeys(xs))",
-       ("drop repeated numbers, keeping the first of each",
-        "remove duplicates, keeping the order", "keep the first of each number")),
-    Op("running_sum", "[sum(xs[:i + 1]) for i in range(len(xs))]",
-       ("take the running sums", "replace each item by the sum up to it", "replace the list by its running totals")),
-    Op("running_max", "[max(xs[:i + 1]) for i in range(len(xs))]",
-       ("take the running maximum",
-        "replace each item by the maximum up to it", "replace the list by its running maxima")),
-    Op("differences", "[b - a for a, b in zip(xs, xs[1:])]",
-       ("take the differences of neighbours, next minus previous",
-        "replace the list by how much each item grows to the next", "take the step from each item to the next")),
-    Op("pair_sums", "[a + b for a, b in zip(xs, xs[1:])]",
-       ("take the sums of neighbours", "add each item to the next", "replace the list by the sums of neighbours")),
-]
-REDUCTIONS = [
-    Op("list", "xs",
-       ("the list", "the resulting list", "what is left")),
-    Op("sum", "sum(xs)",
-       ("the sum", "the sum of the numbers", "the total of the numbers")),
-    Op("count", "len(xs)",
-       ("the length", "the number of items", "the count of items")),
-    Op("distinct", "len(set(xs))",
-       ("the number of distinct items", "how many different numbers there are", "the count of distinct numbers")),
-    Op("max", "max(xs, default=0)",
-       ("the maximum, or 0 if empty", "the largest number, or 0 if there is none", "the largest, or 0 if empty")),
-    Op("min", "min(xs, default=0)",
-       ("the minimum, or 0 if empty", "the smallest number, or 0 if there is none", "the smallest, or 0 if empty")),
-    Op("first_item", "xs[0] if xs else 0",
-       ("the first item, or 0 if empty",
-        "the first number, or 0 if there is none", "what comes first, or 0 if empty")),
-    Op("last_item", "xs[-1] if xs else 0",
-       ("the last item, or 0 if empty", "the last number, or 0 if there is none", "what comes last, or 0 if empty")),
-    Op("spread", "max(xs) - min(xs) if xs else 0",
-       ("the maximum minus the minimum, or 0 if empty",
-        "the largest minus the smallest, or 0 if there is none", "the spread from smallest to largest, or 0 if empty")),
-]
-# fmt: on
-FRAMES = [  # how the clauses become a statement
-    lambda steps, result: f"Write solve(xs) for a list of integers: {'; '.join(steps)}; return {result}.",
-    lambda steps, result: f"Given a list of integers, {', then '.join(steps)}. solve(xs) returns {result}.",
-]
-# Compositions are dealt to the splits by a hash of their operations' names, so no composition is in two splits.
-# "pretrain" is what tiny/make.py writes its corpora from; it is no evaluation split and is not loaded by any script.
-SPLITS = {"pretrain": range(0, 4), "train": range(4, 6), "untested": range(6, 9), "test": range(9, 10)}
-SIZES = {"train": 1200, "untested": 4000, "test": 192, "unseen": 64}
-NUM_TESTS = 12
+def make_problem(make, item, where):
+    """A Problem whose fields are texts and whose tests the sandbox can run, or RowError."""
+    try:
+        problem = make(as_row(item, where), where)
+        for key in ("prompt", "source", "starter"):
+            need(vars(problem), where, key)
+        need(vars(problem), where, "solution", kind=str | None)
+        if problem.tests is not None:
+            as_tests(problem.tests)
+    except RowError:
+        raise
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise RowError(where, "not of this format", error) from None
+    return problem
 
 
-@dataclass(frozen=True)
-class Composition:
-    """Steps, reduction and their constants. `names` identifies it; the constants do not count as a difference."""
+def load_problems(spec, limit=None, min_tests=0, log=None, flag="--problems"):
+    """`SPEC[,SPEC...]` -> list of Problem. A spec is a file in our own schema or `FORMAT:PATH` with
+    a format of `LOADERS`, e.g. `mbpp:mbpp.jsonl`, `toy:train`, `toy:untested`, `toy:test`.
 
-    steps: tuple
-    reduction: Op
-    ks: tuple
-
-    @property
-    def names(self):
-        return ",".join(op.name for op in self.steps) + ">" + self.reduction.name
-
-    def expressions(self):
-        return [op.code.format(k=k) for op, k in zip(self.steps, self.ks)], self.reduction.code
-
-    def program(self):
-        """The reference solution."""
-        steps, result = self.expressions()
-        return "def solve(xs):\n" + "".join(f"    xs = {e}\n" for e in steps) + f"    return {result}\n"
-
-
-def is_held_out(first, second):
-    """Whether `first` directly before `second` occurs in the "unseen" part of toy:test only (one pair in 8)."""
-    return zlib.crc32(f"{first.name}>{second.name}".encode()) % 8 == 0
-
-
-@cache
-def compiled(expression):
-    return eval(f"lambda xs: {expression}")  # our own expressions from the tables above, never a model's text
-
-
-def run_steps(expressions, result, xs):
-    for expression in expressions:
-        xs = compiled(expression)(xs)
-    return compiled(result)(xs)
-
-
-def toy_inputs(rng):
-    """NUM_TESTS argument lists: empty, one item, duplicates, negatives, a long one, and random short ones."""
-
-    def draw(n, low=-9, high=12):
-        return [rng.randint(low, high) for _ in range(n)]
-
-    fixed = [[], draw(1), draw(3, 1, 4) * 2, draw(6, -9, -1), draw(30)]
-    return fixed + [draw(rng.randint(4, 10)) for _ in range(NUM_TESTS - len(fixed))]
-
-
-def draw_composition(rng, bucket, unseen=False):
-    """A random composition of the wanted buckets and kind of combination."""
-    while True:
-        steps = tuple(rng.choices(STEPS, k=rng.choices((1, 2, 3), (2, 4, 4))[0]))
-        reduction = rng.choice(REDUCTIONS[:1] * 3 + REDUCTIONS[1:])
-        composition = Composition(steps, reduction, tuple(rng.choice(op.ks) for op in steps))
-        held_out = any(is_held_out(a, b) for a, b in itertools.pairwise(steps))
-        if (
-            held_out == unseen
-            and len(set(steps)) == len(steps)
-            and zlib.crc32(composition.names.encode()) % 10 in bucket
-        ):
-            return composition
+    `limit` keeps the first rows of each spec; `min_tests` drops problems that have tests, but
+    fewer. A row that does not fit ends the load in our own schema; elsewhere it is left out. `log`
+    (a function of one string, e.g. print) is told what was loaded, dropped and left out. Raises
+    UserError naming `flag`.
+    """
+    problems, ids = [], set()
+    for part in spec.split(","):
+        kind, _, path = part.partition(":")
+        if not path or kind == "hub":
+            kind, path = "own", part
+        if kind not in LOADERS:
+            formats = ", ".join(LOADERS)
+            raise UserError(f"{flag} {part!r}: expected a file or FORMAT:PATH; formats: {formats}")
+        rows, make = LOADERS[kind]
+        found, misfits = [], defaultdict(list)  # reason -> errors
+        for item, where in rows(path, limit):
+            try:
+                problem = make_problem(make, item, where)
+                if problem.id in ids:
+                    raise RowError(where, "the id appears twice", problem.id)
+            except RowError as error:
+                if make is own_problem:
+                    raise
+                misfits[error.reason].append(error)
+            else:
+                ids.add(problem.id)
+                found.append(problem)
+        kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
+        left_out = sum(map(len, misfits.values()))
+        count, tested = len(found) + left_out, sum(p.tests is not None for p in kept)
+        lines = [f"  left out {len(errors)} of {count}: {errors[0]}" for errors in misfits.values()]
+        if not kept:
+            options = f"--min-tests {min_tests}, --limit {limit}"
+            first = "".join(lines[:1])
+            raise UserError(f"{flag} {part!r}: no problem left of {count} ({options}){first}")
+        summary = f"{part}: {len(kept)} problems, {tested} with tests, "
+        lines.insert(0, f"{summary}{len(found) - len(kept)} dropped by --min-tests {min_tests}")
+        is_loud = 5 * left_out > count
+        if is_loud:
+            lines.append(f"WARNING: {part}: {left_out} of {count} rows do not fit and are left out")
+        if log or is_loud:
+            (log or partial(print, file=sys.stderr))("\n".join(lines))
+        problems += kept
+    return problems
 
 
-def make_tests(composition, rng):
-    """Tests on which every step counts: without any one of them two answers or more change. None if that fails."""
-    steps, result = composition.expressions()
-    inputs = toy_inputs(rng)
-    expected = [run_steps(steps, result, xs) for xs in inputs]
-    for i in range(len(steps)):
-        without = steps[:i] + steps[i + 1 :]
-        if sum(run_steps(without, result, xs) != y for xs, y in zip(inputs, expected)) < 2:
-            return None
-    if len({repr(y) for y in expected}) < 4:  # a constant would pass too often
-        return None
-    return Tests("call", [{"args": [xs], "expected": y} for xs, y in zip(inputs, expected)], entry_point="solve")
+# --------------------------------------------------------------------------------------------------
+# the data's own solutions
 
 
-def describe(composition, rng, unseen=False):
-    """The statement, in seen phrasings; for the unseen part one clause is in its held-out phrasing."""
-    ops = [*composition.steps, composition.reduction]
-    new = rng.randrange(len(ops)) if unseen else None
-    clauses = []
-    for i, (op, k) in enumerate(zip(ops, [*composition.ks, 0])):
-        phrasing = op.phrasings[-1] if i == new else rng.choice(op.phrasings[:-1])
-        clauses.append(phrasing.format(k=k))
-    return rng.choice(FRAMES)(clauses[:-1], clauses[-1])
+def verify_solutions(problems, sandbox):
+    """Each problem's own solution through its own tests -> [Result, or None if one is missing]."""
+    has_both = [bool(p.solution and p.tests) for p in problems]
+    jobs = [(p.solution, p.tests) for p, both in zip(problems, has_both) if both]
+    results = iter(sandbox.map(jobs))
+    return [next(results) if both else None for both in has_both]
 
 
-def toy_stream(split, seed=0, unseen=False):
-    """Endless (Composition, statement, Tests) of one split, deterministic in the seed."""
-    rng = random.Random(f"{split}{'-unseen' if unseen else ''}-{seed}")
-    while True:
-        composition = draw_composition(rng, SPLITS[split], unseen)
-        tests = make_tests(composition, rng)
-        if tests is not None:
-            yield composition, describe(composition, rng, unseen), tests
-
-
-def toy_problems(split, seed=0, count=None, with_tests=False):
-    """The problems of `train` (with tests), `untested` (without, unless `with_tests`) or `test` (192 in distribution,
-    then 64 unseen)."""
-    parts = [("toy:" + split, False, SIZES[split])] + (
-        [("toy:unseen", True, SIZES["unseen"])] if split == "test" else []
-    )
-    problems = []
-    for source, unseen, size in parts:
-        seen, before = set(), len(problems)
-        for composition, statement, tests in toy_stream(split, seed, unseen):
-            if statement not in seen:
-                seen.add(statement)
-                hidden = split == "untested" and not with_tests
-                solved = {} if hidden else {"tests": tests, "solution": composition.program()}
-                problems.append(Problem(f"{source}/{len(problems) - before}", statement, source=source, **solved))
-            if len(problems) - before == size:
-                break
-    # A limit on toy:test keeps both parts in proportion: every stride-th problem instead of the first ones.
-    return (
-        problems
-        if not count or count >= len(problems)
-        else [problems[i * len(problems) // count] for i in range(count)]
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Args:
-    spec: str = ""  # problems to load: SPEC[,SPEC...]
-    show: int = 0  # problems to print in full
-    limit: int | None = None  # rows to read
-    min_tests: int = 0  # drop problems with fewer tests (those without any stay)
-    seed: int = 0  # seed of the toy world
+def verified(problems, sandbox, log):
+    """The problems whose own solution passes, and those without a solution or tests. `log` is told
+    how many pass and, a line a verdict, the first of those that do not."""
+    results, failed = verify_solutions(problems, sandbox), defaultdict(list)
+    for problem, result in zip(problems, results):
+        if result and not result.passed:
+            last_line = "".join(result.detail.splitlines()[-1:])
+            failed[result.verdicts[-1]].append(f"{problem.id}: {last_line:.200}")
+    tried, passed = len(problems) - results.count(None), sum(bool(r and r.passed) for r in results)
+    log(f"{passed} of {tried} solutions pass their own tests, {results.count(None)} have none")
+    for verdict, details in failed.items():
+        log(f"  {len(details)} {verdict}, the first: {'; '.join(details[:3])}")
+    return [p for p, result in zip(problems, results) if result is None or result.passed]
 
 
 def main():
     args = parse_args(Args, positional="spec")
     if not args.spec:
         raise UserError("no problems named: python problems.py toy:train --show 3")
-    problems = load_problems(args.spec, args.limit, args.min_tests, args.seed, log=print)
+    problems = load_problems(args.spec, args.limit, args.min_tests, log=print)
     for problem in problems[: args.show]:
         print(f"\n=== {problem.id} ({problem.source})\n{problem.prompt}\n")
         print(problem.solution or "(no reference solution)")
-        if problem.tests is None:
-            print("(no tests)")
-            continue
-        for case in problem.tests.cases[:4]:
-            print(f"  {problem.tests.kind}: {json.dumps(case)[:150]}")
-        print(f"  ({len(problem.tests.cases)} tests)")
+        cases = problem.tests.cases if problem.tests else []
+        for case in cases[:4]:
+            print(f"  {problem.tests.kind}: {json.dumps(case):.150}")
+        print(f"  ({len(cases)} tests)")
+    if args.verify:
+        with Sandbox(level=args.sandbox) as sandbox:
+            verified(problems, sandbox, print)
 
 
 if __name__ == "__main__":

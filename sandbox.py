@@ -166,6 +166,7 @@ class Sandbox:
     """
 
     def __init__(self, workers=None, level="strict", without=(), portable=sys.platform != "linux"):
+        level = level or "strict"
         global _warned
         if level not in ("strict", "basic"):
             raise SandboxError(f"--sandbox {level}: expected strict or basic")

@@ -2,18 +2,21 @@
 
     python tiny/make.py                # both; about 20 minutes on 2 cores
     python tiny/make.py policy         # tiny/policy, in place of Qwen3-8B-Base
-    python tiny/make.py reward         # tiny/reward, in place of Skywork-Reward-V2-Qwen3 (needs tiny/policy)
+    python tiny/make.py reward         # tiny/reward, in place of Skywork-Reward-V2-Qwen3
 
-The policy is pretrained on answers to toy problems in which most operations are written correctly most of the time and
-the rest of the time with one systematic misconception (`>` for `>=`, `//` for `%`, a wrong slice, no empty-list case);
-a tenth of the answers is malformed. So it starts with a pass rate near 0.3, and sampling often finds a right answer:
-the situation that reinforcement learning needs.
+The policy is pretrained on answers to toy problems in which most operations are written correctly
+most of the time and the rest of the time with one systematic misconception (`>` for `>=`, `//` for
+`%`, a wrong slice, no empty-list case); a tenth of the answers is malformed. So it starts with a
+pass rate near 0.3, and sampling often finds a right answer: the situation that reinforcement
+learning needs.
 
-The reward model is general, not ours: it is trained by train_rm.py from the policy's trunk on correct programs against
-randomly corrupted ones (a step replaced, dropped, swapped, or with another constant), never on the policy's own
-mistakes. It knows its own kind of pair and less of the policy's: the gap that fine-tuning on verified pairs closes.
+The reward model is general, not ours: it is trained by train_rm.py from the policy's trunk on
+correct programs against randomly corrupted ones (a step replaced, dropped, swapped, or with another
+constant), never on the policy's own mistakes. It knows its own kind of pair and less of the
+policy's: the gap that fine-tuning on verified pairs closes.
 
-Both are Qwen3 checkpoints in Hugging Face layout. Nothing outside this folder knows that they are small.
+Both are Qwen3 checkpoints in Hugging Face layout. Nothing outside this folder knows that they are
+small.
 """
 
 import json
@@ -34,17 +37,19 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
 import codescaler  # noqa: E402
-import problems  # noqa: E402
+from problems import Problem, policy_prompt  # noqa: E402
+from tiny import world  # noqa: E402
 
 CONFIG = dict(
     hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
-    intermediate_size=384, tie_word_embeddings=True, rope_theta=1e6, rms_norm_eps=1e-6, max_position_embeddings=2048,
+    intermediate_size=384, tie_word_embeddings=True, rope_theta=1e6, rms_norm_eps=1e-6,
+    max_position_embeddings=2048,
 )  # fmt: skip
 VOCAB_SIZE, SPECIALS = 512, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 POLICY_STEPS, POLICY_BATCH, POLICY_LR = 1600, 32, 2e-3
 GENERIC_PROBLEMS, PAIRS_A_PROBLEM, REWARD_LR = 20_000, 4, 1e-3
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # what the policy believes: operation -> the wrong expression it also writes
 
 MISCONCEPTIONS = {
@@ -86,8 +91,9 @@ MISCONCEPTIONS = {
     "last_item": "xs[-1]",
     "spread": "max(xs) - min(xs)",
 }
-# Other spellings of the right and of the same wrong expression. Each form occurs on both sides (`not x < k` is right
-# for "at least", wrong for "greater than"), or the reward model would like a form, and the policy learn to write it.
+# Other spellings of the right and of the same wrong expression. Each form occurs on both sides
+# (`not x < k` is right for "at least", wrong for "greater than"), or the reward model would like a
+# form, and the policy learn to write it.
 RIGHT_SPELLINGS = {
     "keep_gt": "[x for x in xs if not x <= {k}]",
     "keep_ge": "[x for x in xs if not x < {k}]",
@@ -116,12 +122,21 @@ WRONG_SPELLINGS = {
     "max": "max(xs) if len(xs) > 1 else 0",
     "min": "min(xs) if len(xs) > 1 else 0",
 }
-OPENINGS = ["Each step is one line.", "I do the steps in order.", "One line for each step.", "Here is the function."]
+OPENINGS = [
+    "Each step is one line.",
+    "I do the steps in order.",
+    "One line for each step.",
+    "Here is the function.",
+]
 
 
 def misconception_rate(name):
     """How often the policy gets this operation wrong: between 0.20 and 0.45, fixed by its name."""
-    return 0.20 + 0.25 * (zlib.crc32(f"rate {name}".encode()) % 1000) / 1000 if name in MISCONCEPTIONS else 0.0
+    return (
+        0.20 + 0.25 * (zlib.crc32(f"rate {name}".encode()) % 1000) / 1000
+        if name in MISCONCEPTIONS
+        else 0.0
+    )
 
 
 def write_expression(op, k, rng, wrong):
@@ -139,8 +154,11 @@ def write_program(steps, result, rng):
 
 def policy_program(composition, rng):
     """A program as the policy's corpus has it: each operation wrong at its own rate."""
-    ops, ks = [*composition.steps, composition.reduction], [*composition.ks, 0]
-    expressions = [write_expression(op, k, rng, rng.random() < misconception_rate(op.name)) for op, k in zip(ops, ks)]
+    ops, ks = [*composition.steps, composition.reduction], [*composition.constants, 0]
+    expressions = [
+        write_expression(op, k, rng, rng.random() < misconception_rate(op.name))
+        for op, k in zip(ops, ks)
+    ]
     return write_program(expressions[:-1], expressions[-1], rng)
 
 
@@ -160,12 +178,13 @@ def policy_answer(composition, rng):
     return f"{opening}\n\n{block}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the policy
 
 
 def train_tokenizer(texts, path):
-    """Byte-level BPE of VOCAB_SIZE tokens with Qwen3's chat specials, digits one by one as in Qwen3's tokenizer."""
+    """Byte-level BPE of VOCAB_SIZE tokens with Qwen3's chat specials, digits one by one as in
+    Qwen3's tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     words = r"'s|'t| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+\n?|\s*\n|\s+(?!\S)|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -174,7 +193,8 @@ def train_tokenizer(texts, path):
     ])  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=VOCAB_SIZE, special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     ))  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path / "tokenizer.json"))
@@ -183,10 +203,10 @@ def train_tokenizer(texts, path):
 def conversations(count, seed=0):
     """`count` (user turn, answer) of the policy's corpus."""
     rng = random.Random(f"corpus-{seed}")
-    stream = problems.toy_stream("pretrain", seed)
+    stream = world.stream("pretrain", seed)
     for _ in range(count):
         composition, statement, _ = next(stream)
-        user = problems.policy_prompt(problems.Problem("", statement))
+        user = policy_prompt(Problem("", statement))
         yield user, policy_answer(composition, rng)
 
 
@@ -201,15 +221,21 @@ def make_policy(out=HERE / "policy", steps=POLICY_STEPS):
     config = codescaler.Config(vocab_size=len(tokenizer), **CONFIG)
     model = codescaler.Qwen3(config, head="lm")
     codescaler.init_weights(model, seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=POLICY_LR, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=POLICY_LR, betas=(0.9, 0.95), weight_decay=0.1
+    )
     end = tokenizer.encode("<|im_end|>")
     for step in range(steps):
         rows = []
         for user, answer in corpus[step * POLICY_BATCH : (step + 1) * POLICY_BATCH]:
-            prompt = tokenizer.encode(tokenizer.chat([{"role": "user", "content": user}], add_generation_prompt=True))
+            prompt = tokenizer.encode(
+                tokenizer.chat([{"role": "user", "content": user}], add_generation_prompt=True)
+            )
             rows.append((prompt, prompt + tokenizer.encode(answer) + end))
         lengths_B = torch.tensor([len(ids) for _, ids in rows])
-        ids_BT = torch.tensor([ids + [tokenizer.pad_id] * (max(lengths_B) - len(ids)) for _, ids in rows])
+        ids_BT = torch.tensor(
+            [ids + [tokenizer.pad_id] * (max(lengths_B) - len(ids)) for _, ids in rows]
+        )
         prompt_lengths_B = torch.tensor([len(prompt) for prompt, _ in rows])
         logp_BT, _ = codescaler.token_logprobs(model, ids_BT, prompt_lengths_B, lengths_B)
         loss = -logp_BT.sum() / (lengths_B - prompt_lengths_B).sum()
@@ -220,69 +246,89 @@ def make_policy(out=HERE / "policy", steps=POLICY_STEPS):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0 or step == steps - 1:
-            print(f"step {step}/{steps} | loss {loss.item():.3f} | {time.time() - started:.0f}s", flush=True)
+            print(
+                f"step {step}/{steps} | loss {loss.item():.3f} | {time.time() - started:.0f}s",
+                flush=True,
+            )
     codescaler.save_model(model, tokenizer, out)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the general reward model
 
 
 def corrupt(composition, rng):
     """Expressions of a right program, in any of their spellings, with one random change.
 
-    Both sides of a pair have the same spellings and "insert" is as likely as "drop": a reward model that learned to
-    like a spelling, or longer programs, would be found out by a policy within ten steps.
+    Both sides of a pair have the same spellings and "insert" is as likely as "drop": a reward model
+    that learned to like a spelling, or longer programs, would be found out by a policy within ten
+    steps.
     """
     steps, result = right_expressions(composition, rng)
-    i, kind = rng.randrange(len(steps)), rng.choice(["replace", "constant", "drop", "insert", "swap", "reduce"])
+    i, kind = (
+        rng.randrange(len(steps)),
+        rng.choice(["replace", "constant", "drop", "insert", "swap", "reduce"]),
+    )
     if kind in ("replace", "constant"):
-        op = rng.choice(problems.STEPS) if kind == "replace" else composition.steps[i]
-        steps[i] = write_expression(op, rng.choice(op.ks), rng, wrong=False)
+        op = rng.choice(world.STEPS) if kind == "replace" else composition.steps[i]
+        steps[i] = write_expression(op, rng.choice(op.constants), rng, wrong=False)
     elif kind == "drop":
         del steps[i]
     elif kind == "insert":
         for _ in range(rng.choice([1, 1, 2, 3])):
-            op = rng.choice([*problems.STEPS, *composition.steps])
-            steps.insert(rng.randrange(len(steps) + 1), write_expression(op, rng.choice(op.ks), rng, wrong=False))
+            op = rng.choice([*world.STEPS, *composition.steps])
+            steps.insert(
+                rng.randrange(len(steps) + 1),
+                write_expression(op, rng.choice(op.constants), rng, wrong=False),
+            )
     elif kind == "swap":
         j = rng.randrange(len(steps))
         steps[i], steps[j] = steps[j], steps[i]
     else:
-        result = write_expression(rng.choice(problems.REDUCTIONS), 0, rng, wrong=False)
+        result = write_expression(rng.choice(world.REDUCTIONS), 0, rng, wrong=False)
     return steps, result
 
 
 def right_expressions(composition, rng):
-    steps = [write_expression(op, k, rng, wrong=False) for op, k in zip(composition.steps, composition.ks)]
+    steps = [
+        write_expression(op, k, rng, wrong=False)
+        for op, k in zip(composition.steps, composition.constants)
+    ]
     return steps, write_expression(composition.reduction, 0, rng, wrong=False)
 
 
 def is_policys_mistake(composition, steps, result):
-    """Whether the corrupted program has, in place of a right expression, one that the policy would write."""
+    """Whether the corrupted program has, in place of a right expression, one that the policy would
+    write."""
     tables = (MISCONCEPTIONS, WRONG_SPELLINGS)
-    own = {t[op.name].format(k=k) for op, k in zip(composition.steps, composition.ks) for t in tables if op.name in t}
+    own = {
+        t[op.name].format(k=k)
+        for op, k in zip(composition.steps, composition.constants)
+        for t in tables
+        if op.name in t
+    }
     new = set(steps) - set(composition.expressions()[0])
     return bool(own & new) or result in [t.get(composition.reduction.name) for t in tables]
 
 
-def fails(steps, result, tests):
+def fails(steps, result, cases):
     try:
-        return any(problems.run_steps(steps, result, c["args"][0]) != c["expected"] for c in tests.cases)
+        return any(world.run_steps(steps, result, c["args"][0]) != c["expected"] for c in cases)
     except (IndexError, ValueError, ZeroDivisionError, TypeError):
         return True
 
 
 def generic_pairs(count, seed=1):
-    """Correct program against a corrupted one that fails a test, as rows of a pairs file, for `count` problems."""
+    """Correct program against a corrupted one that fails a test, as rows of a pairs file, for
+    `count` problems."""
     rng = random.Random(f"generic-{seed}")
-    for number, (composition, statement, tests) in enumerate(problems.toy_stream("pretrain", seed)):
+    for number, (composition, statement, cases) in enumerate(world.stream("pretrain", seed)):
         if number == count:
             return
         for i in range(PAIRS_A_PROBLEM):
             while True:
                 wrong = corrupt(composition, rng)
-                if fails(*wrong, tests) and not is_policys_mistake(composition, *wrong):
+                if fails(*wrong, cases) and not is_policys_mistake(composition, *wrong):
                     break
             yield {
                 "prompt": statement,
@@ -301,9 +347,9 @@ def make_reward(out=HERE / "reward", count=GENERIC_PROBLEMS):
     with open(work / "generic.jsonl", "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in generic_pairs(count))
     subprocess.run(
-        [sys.executable, "train_rm.py", "--pairs", str(work / "generic.jsonl"), "--init", str(HERE / "policy"),
-         "--out", str(work / "run"), "--lr", str(REWARD_LR), "--epochs", "1", "--center", "0", "--held-out", "0.03",
-         "--save-every", "50"],
+        [sys.executable, "train_rm.py", "--pairs", str(work / "generic.jsonl"),
+         "--init", str(HERE / "policy"), "--out", str(work / "run"), "--lr", str(REWARD_LR),
+         "--epochs", "1", "--center", "0", "--held-out", "0.03", "--save-every", "50"],
         cwd=ROOT, check=True,
     )  # fmt: skip
     model = codescaler.load_model(work / "run" / "checkpoint", head="score")

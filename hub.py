@@ -1,0 +1,237 @@
+"""A model folder in Hugging Face layout, without the model: config.json, tokenizer, stored tensors.
+
+    config = Config.from_dict(read_json(model_folder("Qwen/Qwen3-8B") / "config.json"))
+
+Everything that is not computed or not understood is refused by name before a run begins: other
+architectures, RoPE scaling, quantized or damaged weights, a tokenizer of another model.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer as FastTokenizer
+
+from common import UserError
+
+# --------------------------------------------------------------------------------------------------
+# configuration
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of a Qwen3 config.json that change the computation, under Hugging Face's names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float = 1e4  # transformers' default; published Qwen3 checkpoints say 1e6
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 40960
+    pad_token_id: int | None = None
+    eos_token_id: int | tuple | None = None
+
+    @staticmethod
+    def from_dict(raw, where="config.json"):
+        """config.json as a dict -> Config. What this file does not compute is refused by name."""
+        if raw.get("model_type") != "qwen3":
+            found = raw.get("model_type")
+            raise UserError(f"{where}: model_type {found!r}: only dense Qwen3 ('qwen3') is here")
+        # Three spellings are in use; where two blocks stand beside each other, transformers takes
+        # rope_scaling. A block may be nested by layer type; dense Qwen3 has one type.
+        rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+        rope = rope.get("full_attention", rope)
+        refused = {
+            "RoPE scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
+            "sliding-window attention": raw.get("use_sliding_window")
+            or "sliding_attention" in (raw.get("layer_types") or []),
+            "attention_bias": raw.get("attention_bias"),
+            "hidden_act other than silu": raw.get("hidden_act", "silu") != "silu",
+            "quantization_config (load the original weights)": raw.get("quantization_config"),
+        }
+        for name, found in refused.items():
+            if found:
+                raise UserError(f"{where}: {name} is not implemented")
+        values = {f.name: raw.get(f.name) for f in dataclasses.fields(Config)}
+        values["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta"))
+        values = {name: value for name, value in values.items() if value is not None}
+        try:
+            config = Config(**values)
+        except TypeError as error:
+            found = str(error).replace("Config.__init__() ", "")
+            raise UserError(f"{where}: {found}") from None
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        if heads % kv_heads:
+            raise UserError(f"{where}: {heads} query heads over {kv_heads} key/value heads")
+        return config
+
+    def to_dict(self, head, dtype="float32"):
+        """config.json as transformers reads it; `dtype` is that of the weights beside it."""
+        name = "Qwen3ForCausalLM" if head == "lm" else "Qwen3ForSequenceClassification"
+        raw = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        raw |= {"architectures": [name], "model_type": "qwen3", "torch_dtype": dtype}
+        raw |= {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0}
+        raw |= {"use_sliding_window": False, "rope_scaling": None}
+        if head == "score":  # num_labels = 1 is written as a label map with one entry
+            raw |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        return raw
+
+
+# --------------------------------------------------------------------------------------------------
+# files
+
+
+def model_folder(path):
+    """A folder (a run folder means its checkpoint/) or a hub id -> the folder with the model's
+    files. Raises UserError."""
+    folder = Path(path)
+    if (folder / "checkpoint").is_dir():
+        folder = folder / "checkpoint"
+    if folder.is_dir():
+        return folder
+    text = str(path)
+    if folder.exists() or text.count("/") != 1 or text.startswith((".", "/", "out/", "tiny/")):
+        raise UserError(
+            f"no model folder at {text!r}: give a folder with config.json, a run folder or a hub id"
+        )
+    name, _, revision = text.partition("@")
+    try:
+        files = ["*.json", "*.jinja", "*.safetensors"]
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
+    except Exception as error:  # the hub's client raises many kinds: no network, no such model
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"no folder at {text!r}, and as a hub id it cannot be had: {reason}"
+        ) from None
+
+
+def read_json(path):
+    """The object in a JSON file of a model folder. Raises UserError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no {path.name} in {path.parent}: not a model folder") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected an object, found {type(found).__name__}")
+    return found
+
+
+def open_weights(file):
+    """A safetensors file, mapped. Raises UserError."""
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged or missing: {error}") from None
+
+
+def weight_files(path):
+    """The files with the weights of a model folder or hub id."""
+    return sorted(model_folder(path).glob("*.safetensors"))
+
+
+def stored_tensors(folder):
+    """{tensor name: slice of its mapped file} of a checkpoint in one file or in shards."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise UserError(f"{index}: no weight_map")
+    else:
+        names = dict.fromkeys(
+            open_weights(folder / "model.safetensors").keys(), "model.safetensors"
+        )
+    files = {file: open_weights(folder / file) for file in sorted(set(names.values()))}
+    held = {file: set(weights.keys()) for file, weights in files.items()}
+    for name, file in names.items():
+        if name not in held[file]:
+            raise UserError(f"{index}: {file} has no tensor {name}")
+    return {name: files[file].get_slice(name) for name, file in names.items()}
+
+
+# --------------------------------------------------------------------------------------------------
+# tokenizer
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+# The beginning of the SHA-256 of Qwen3's chat template, which codescaler.py renders by hand.
+KNOWN_TEMPLATES = {"87a2728cb8dc9fe4"}
+
+
+class Tokenizer:
+    """tokenizer.json of a model folder or hub id. Raises UserError where it is damaged."""
+
+    def __init__(self, path):
+        self.path = model_folder(path)
+        file = self.path / "tokenizer.json"
+        spec = read_json(file)
+        try:
+            self.fast = FastTokenizer.from_str(json.dumps(spec))
+            # The same vocabulary without added tokens: text is text, whatever it spells.
+            plain = spec | {"added_tokens": [], "normalizer": None}
+            self.plain = FastTokenizer.from_str(json.dumps(plain))
+        except Exception as error:  # the library raises bare Exception for a damaged file
+            raise UserError(f"{file} is damaged: {error}") from None
+        for tokenizer in (self.fast, self.plain):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        self.num_tokens = 1 + max(self.fast.get_vocab(with_added_tokens=True).values())
+        missing = [t for t in ("<|im_start|>", "<|im_end|>") if self.fast.token_to_id(t) is None]
+        if missing:
+            raise UserError(f"{file}: no token {' and '.join(missing)}: not a Qwen3 tokenizer")
+        ids = {self.fast.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>")}
+        for name in ("generation_config.json", "config.json"):
+            if (self.path / name).is_file():
+                eos = read_json(self.path / name).get("eos_token_id")
+                ids |= set(eos) if isinstance(eos, list) else {eos}
+        self.stop_ids = sorted(ids - {None})
+        self.pad_id = self.fast.token_to_id("<|endoftext|>") or 0
+
+    def encode(self, text):
+        """Text -> ids; special tokens that are written in it are parsed, as Hugging Face does."""
+        return self.fast.encode(text, add_special_tokens=False).ids
+
+    def encode_plain(self, text):
+        """Text of others -> ids that decode to it, character by character: a special token that is
+        written in it is ordinary text, so no statement or program can open a turn of its own."""
+        return self.plain.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids):
+        """Ids -> text, special tokens left out."""
+        return self.fast.decode(list(ids), skip_special_tokens=True)
+
+
+def check_tokenizer(tokenizer, config):
+    """Raises UserError where a tokenizer belongs to another model; says so where the model's own
+    chat template is not the one that is rendered here."""
+    if tokenizer.num_tokens > config.vocab_size:
+        raise UserError(
+            f"{tokenizer.path / 'tokenizer.json'} has ids up to {tokenizer.num_tokens - 1}, "
+            f"config.json vocab_size {config.vocab_size}: it belongs to another model"
+        )
+    file, settings = (
+        tokenizer.path / "chat_template.jinja",
+        tokenizer.path / "tokenizer_config.json",
+    )
+    template = file.read_text(encoding="utf-8") if file.is_file() else None
+    if template is None and settings.is_file():
+        template = read_json(settings).get("chat_template")
+    found = hashlib.sha256(str(template).encode()).hexdigest()[:16]
+    if template is not None and found not in KNOWN_TEMPLATES:
+        print(
+            f"{tokenizer.path}: its chat template ({found}) is not Qwen3's, which is used here",
+            file=sys.stderr,
+        )

@@ -1,0 +1,194 @@
+"""What is measured: of a training step's samples, of a policy on held-out problems, of a reward
+model on held-out pairs. Rows in, numbers and lines of text out; nothing here decides anything."""
+
+import math
+import random
+from collections import Counter
+
+from common import auc, bootstrap, mean
+from pairs import MUTANT, NOT_GRADED, problem_of
+from runs import gather_lists
+
+# --------------------------------------------------------------------------------------------------
+# a training step
+
+
+def format_eta(seconds):
+    """Seconds -> 1m05s."""
+    return f"{int(seconds) // 60}m{int(seconds) % 60:02d}s"
+
+
+def step_metrics(rows):
+    """What a step's samples (rows of samples.jsonl, of all ranks) say about it."""
+    tested = [row for row in rows if row["verdict"] not in NOT_GRADED]
+    codes = [row["code"] for row in rows if row["code"] is not None]
+    reasons = Counter(row["reason"] for row in rows if row["code"] is None)
+    groups = {row["number"] for row in rows}
+    with_signal = {row["number"] for row in rows if row["advantage"]}
+    return {
+        "reward": mean([row["reward"] for row in rows if row["reward"] is not None]),
+        "pass_rate": mean([row["verdict"] == "pass" for row in tested]) if tested else "",
+        "valid_rate": len(codes) / len(rows),
+        "length": mean([row["tokens"] for row in rows]),
+        "truncated": mean([not row["finished"] for row in rows]),
+        "reasons": " ".join(f"{reason}:{n}" for reason, n in sorted(reasons.items())),
+        "groups": len(groups),
+        "no_signal": 1 - len(with_signal) / len(groups),
+        "code_length": mean([len(code) for code in codes]) if codes else "",
+        "tokens": sum(row["tokens"] for row in rows),
+    }
+
+
+def step_line(step, args, m, eta):
+    """What is printed of a step."""
+    parts = [
+        f"step {step}/{args.steps} | reward {m['reward']:.3f}",
+        f"pass {m['pass_rate']:.2f}" if m["pass_rate"] != "" else "pass -",
+        f"valid {m['valid_rate']:.2f} | kl {m.get('kl', 0.0):.4f}",
+        f"clip {m.get('clip_low', 0.0) + m.get('clip_high', 0.0):.3f}",
+        f"ent {m.get('entropy', 0.0):.2f} | gnorm {m['grad_norm']:.2f} | len {m['length']:.0f}",
+        f"{m['tokens'] / m['seconds'] / 1000:.1f}k tok/s | eta {format_eta(eta)}",
+        f"CUT {m['truncated']:.0%}: raise --max-new-tokens" if m["truncated"] > 0.5 else "",
+        "skipped: gradient not finite" if m.get("skipped") else "",
+        m["reasons"],
+    ]
+    return " | ".join(part for part in parts if part)
+
+
+# --------------------------------------------------------------------------------------------------
+# a policy on held-out problems
+
+
+def evaluate(answer, problems, every, rank=0, world=1):
+    """Answers to every `every`-th problem -> a dict a problem, the same list on all ranks.
+
+    `answer(problems, numbers)` gives judged groups of Rollout. A row has part (`problem.source`),
+    avg (share of samples that pass), any (whether one does), valid, reward, and `rewards` and
+    `passed` of its valid samples. Where no sample could be graded, avg is None.
+    """
+    rows, size, numbers = [], 64 * world, range(0, len(problems), every)
+    for chunk in (numbers[at : at + size][rank::world] for at in range(0, len(numbers), size)):
+        for group in answer([problems[i] for i in chunk], chunk):
+            valid = [r for r in group if r.code is not None and r.reward is not None]
+            passed = [r.verdict == "pass" for r in group if r.verdict not in NOT_GRADED]
+            row = {"number": group[0].number, "part": group[0].problem.source or "all"}
+            row |= {"avg": mean(passed) if passed else None, "any": float(any(passed))}
+            row |= {"valid": mean([r.code is not None for r in group])}
+            row |= {"reward": mean([r.reward or 0.0 for r in group])}
+            row |= {"rewards": [r.reward for r in valid]}
+            rows.append(row | {"passed": [r.verdict == "pass" for r in valid]})
+    return sorted(gather_lists(rows), key=lambda row: row["number"])
+
+
+def audit(rows):
+    """Does the reward follow execution? -> mean reward, mean AUC of reward against passing within a
+    problem, share of failing programs among the tenth with the highest rewards, and avg@n."""
+    aucs = [auc(row["rewards"], row["passed"]) for row in rows]
+    aucs = [value for value in aucs if not math.isnan(value)]
+    ranked = [pair for row in rows for pair in zip(row["rewards"], row["passed"])]
+    random.Random(0).shuffle(ranked)  # equal rewards in no order
+    ranked.sort(key=lambda pair: -pair[0])
+    top = ranked[: max(1, len(ranked) // 10)]
+    return {
+        "audit_reward": mean([row["reward"] for row in rows]),
+        "audit_auc": mean(aucs) if aucs else "",
+        "fail_top": mean([not passed for _, passed in top]) if top else "",
+        "eval": mean([row["avg"] for row in rows if row["avg"] is not None]),
+    }
+
+
+def audit_line(rows):
+    """Evaluation rows -> the line that is printed of them."""
+    found, graded = audit(rows), [row for row in rows if row["avg"] is not None]
+    parts = [f"avg@n {found['eval']:.3f}", f"pass@n {mean([row['any'] for row in graded]):.3f}"]
+    parts += [f"valid {mean([row['valid'] for row in rows]):.3f}"]
+    names = {"audit_reward": "reward", "audit_auc": "auc", "fail_top": "fail_top"}
+    parts += [f"{name} {found[key]:.2f}" for key, name in names.items() if found[key] != ""]
+    if len(graded) < len(rows):
+        parts.append(f"{len(rows) - len(graded)} problems could not be graded")
+    return " | ".join(parts)
+
+
+def by_part(rows):
+    """Evaluation rows -> {part: {name: [a value a problem]}}, as result.json has them."""
+    parts = {}
+    for row in rows:
+        if row["avg"] is not None:
+            for name in ("avg", "any", "valid", "reward"):
+                parts.setdefault(row["part"], {}).setdefault(name, []).append(row[name])
+    return parts
+
+
+def final_table(before, after, args):
+    """Held-out results before and after as lines of text, one a part of the data."""
+    n, graded = args.eval_group, {row["number"] for row in before if row["avg"] is not None}
+    graded &= {row["number"] for row in after if row["avg"] is not None}
+    before, after = ([r for r in rows if r["number"] in graded] for rows in (before, after))
+    lines = [
+        f"{len(graded)} problems ({args.eval_problems}), {n} samples each, graded by execution"
+    ]
+    heads = f"{f'avg@{n}':>17}{'gain [95% interval]':>28}{f'pass@{n}':>17}{'valid':>17}"
+    lines.append(f"{'part':<16}{'problems':>9}{heads}")
+    parts = list(by_part(before))
+    for part in [*parts, "all"] if len(parts) > 1 else parts:
+        one, two = ([r for r in rows if part in (r["part"], "all")] for rows in (before, after))
+        gains = [b["avg"] - a["avg"] for a, b in zip(one, two, strict=True)]
+        gain, low, high = bootstrap(gains)
+        avg, any_, valid = (
+            f"{mean([r[key] for r in one]):.3f} -> {mean([r[key] for r in two]):.3f}"
+            for key in ("avg", "any", "valid")
+        )
+        interval = f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append(f"{part:<16}{len(one):>9}{avg:>17}{interval:>28}{any_:>17}{valid:>17}")
+    return lines
+
+
+# --------------------------------------------------------------------------------------------------
+# a reward model on held-out pairs
+
+
+def accuracies(pairs, before, after):
+    """{row of the table: [(1 where the chosen program wins, its problem), ...]}; a tie is no win.
+
+    `before`, `after`: [(score of chosen, score of rejected)] of each pair. Pairs with a mutant are
+    a row of their own, where there are others: both sides have one author and about one length.
+    """
+    mutant = [p.source.endswith(MUTANT) for p in pairs]
+    mutant = [False] * len(pairs) if all(mutant) else mutant
+    wins = {
+        "initialisation": [float(c > r) for c, r in before],
+        "fine-tuned": [float(c > r) for c, r in after],
+        "longer program wins": [float(len(p.chosen) > len(p.rejected)) for p in pairs],
+        "shorter program wins": [float(len(p.chosen) < len(p.rejected)) for p in pairs],
+    }
+    wins["gain"] = [b - a for a, b in zip(wins["initialisation"], wins["fine-tuned"])]
+    rows = {
+        name: [(value, problem_of(p)) for value, p, m in zip(values, pairs, mutant) if not m]
+        for name, values in wins.items()
+    }
+    changed = zip(wins["fine-tuned"], pairs, mutant)
+    rows["fine-tuned, right over mutant"] = [(value, problem_of(p)) for value, p, m in changed if m]
+    return {name: values for name, values in rows.items() if values}
+
+
+def interval_rows(rows):
+    """{name: [(value, problem), ...]} -> (lines of text, what result.json keeps): means with 95%
+    intervals over problems."""
+    lines, result = [], {}
+    for name, values in rows.items():
+        share, low, high = bootstrap(*zip(*values))
+        count, problems = len(values), len({problem for _, problem in values})
+        where = f"{count} of {problems} problems" if count > problems else f"{count} problems"
+        lines.append(f"{name:<40}{share:>9.3f}   [{low:.3f}, {high:.3f}]   {where}")
+        result[name] = {"mean": share, "low": low, "high": high, "count": count}
+    return lines, result
+
+
+def auc_rows(programs, scores):
+    """Does the score follow execution? [(problem, ..., passed)] and their scores -> [(AUC within a
+    problem, problem)], of problems with a passing and a failing program."""
+    groups = {}
+    for (problem, *_, passed), score in zip(programs, scores, strict=True):
+        groups.setdefault(problem, []).append((score, passed))
+    found = [(auc(*zip(*group)), problem) for problem, group in groups.items()]
+    return [(value, problem) for value, problem in found if not math.isnan(value)]

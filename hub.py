@@ -50,7 +50,9 @@ class Config:
         # Three spellings are in use; where two blocks stand beside each other, transformers takes
         # rope_scaling. A block may be nested by layer type; dense Qwen3 has one type.
         rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-        rope = rope.get("full_attention", rope)
+        rope = rope.get("full_attention", rope) if isinstance(rope, dict) else rope
+        if not isinstance(rope, dict):
+            raise UserError(f"{where}: rope_scaling {rope!r}: expected an object")
         refused = {
             "RoPE scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
             "sliding-window attention": raw.get("use_sliding_window")
@@ -64,12 +66,14 @@ class Config:
                 raise UserError(f"{where}: {name} is not implemented")
         values = {f.name: raw.get(f.name) for f in dataclasses.fields(Config)}
         values["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta"))
-        values = {name: value for name, value in values.items() if value is not None}
-        try:
-            config = Config(**values)
-        except TypeError as error:
-            found = str(error).replace("Config.__init__() ", "")
-            raise UserError(f"{where}: {found}") from None
+        for f in dataclasses.fields(Config):
+            found = values[f.name]
+            if f.type is int and not (type(found) is int and found > 0):
+                if found is not None or f.default is dataclasses.MISSING:
+                    raise UserError(f"{where}: {f.name} {found!r}: expected a positive integer")
+            elif f.type is float and not isinstance(found, int | float | None):
+                raise UserError(f"{where}: {f.name} {found!r}: expected a number")
+        config = Config(**{name: value for name, value in values.items() if value is not None})
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         if heads % kv_heads:
             raise UserError(f"{where}: {heads} query heads over {kv_heads} key/value heads")
@@ -146,7 +150,7 @@ def stored_tensors(folder):
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = read_json(index).get("weight_map")
-        if not isinstance(names, dict):
+        if not isinstance(names, dict) or not all(isinstance(f, str) for f in names.values()):
             raise UserError(f"{index}: no weight_map")
     else:
         names = dict.fromkeys(

@@ -1,265 +1,228 @@
-"""The program in a model's response, decided by Python's own parser, with a reason for every refusal.
+"""The one Python program in a model's answer, or the reason why there is none.
 
-    python extract.py response.txt                    # prints the program; or the reason on stderr and exit 1
-    python extract.py --mode recover --explain -      # reads stdin; shows every candidate and why it lost
-    python extract.py --fuzz 2000                     # hostile and mutated responses through every mode, about 10 s
-    python extract.py --measure FILE.jsonl            # share of programs found: rows with `code` (known programs, which
-                                                      # are garbled in fifteen ways) or with `response` (real ones)
+    python extract.py answer.txt                   # prints the program; or the reason, and exit 1
+    python extract.py --mode recover -             # reads stdin
+    python extract.py --entry-point Solution.add answer.txt     # the program must define it
 
-Modes, from the most literal to the most forgiving:
-  paper    the reward rule of the released CodeScaler: exactly one match of one regular expression that `ast.parse`s
+Each takes a tenth of a second. Four modes:
+
+  strict   training: exactly one fenced block is a Python program; thoughts are taken out
+  paper    the reward rule of the released CodeScaler: one match of one expression, parsed
   last     its evaluation rule: the last match of the same expression, not parsed
-  strict   training: exactly one fenced block that is a Python program; fences as Markdown has them, thoughts removed
   recover  test time: the best program anywhere in the text, repaired where it is broken
 
-Nothing here runs the program. Every function is total: any string, however hostile, gives an answer after a bounded
-amount of work, and the same answer on a fast and on a slow machine.
+Nothing here runs the program; Python's own compiler decides what a program is. Every string gets an
+answer after a bounded amount of work, the same one on a fast and on a slow machine.
 """
 
 import ast
 import builtins
-import html
-import json
-import random
+import keyword
 import re
 import sys
 import textwrap
 import threading
-import time
 import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from common import UserError, parse_args, run_cli
+from common import UserError, check_choice, parse_args, run_cli
 
 MODES = ("paper", "last", "strict", "recover")
-REASONS = ("ok", "empty", "no_block", "many_blocks", "unclosed", "not_python", "syntax_error", "vacuous",
-           "no_entry_point", "too_large")  # fmt: skip
-MAX_SOURCE = 256 * 1024  # bytes of UTF-8 in one program; a 16k-token response is about 64 KiB
-MAX_ATTEMPTS = 64  # compilations in one call
-MAX_COMPILED = 768 * 1024  # characters compiled in one call: under 5 s for the slowest text of that size
-MAX_SQUARED = 4000  # of what costs the compiler time with the square of its number, see squared()
-MAX_EMITTED = 500_000  # statements the compiler may emit, see emitted()
-MAX_BLOCKS = 1000  # fenced blocks in a response, and fences in a block, looked at
-MAX_TAGS = 64  # `<think>` and its like looked at
+REASONS = (
+    "ok", "empty", "no_block", "many_blocks", "unclosed", "not_python", "syntax_error", "vacuous",
+    "no_entry_point", "too_large",
+)  # fmt: skip
+MAX_SOURCE = 100_000  # characters of a program: 6 for each token of the longest answers, 16384
+MAX_COMPILED = 300_000  # characters compiled in one call; the slowest 100,000 take under 2 s
+ATTEMPT = 1000  # characters that a compilation counts for besides its own
+MAX_EMITTED = 500_000  # statements that the compiler may emit, see emitted()
+MAX_BLOCKS = 1000  # fenced blocks in an answer, and fences in a block, that are looked at
 MAX_FENCE_LINE = 1000  # characters; a longer line is no fence
+CUT = "\0"  # stands for what no program may hold: a lone surrogate, a thought taken out of a block
 
 
 @dataclass
 class Args:
-    file: str = "-"  # a response; - is stdin
+    file: str = "-"  # a model's answer; - is stdin
     mode: str = "strict"  # paper, last, strict or recover
     entry_point: str = ""  # f or Solution.method that the program must define (strict, recover)
-    explain: bool = False  # candidates and why each lost, on stderr
-    fuzz: int = 0  # run this many hostile responses through every mode instead
-    measure: str = ""  # a JSON Lines file: share of its programs found by each mode, instead
 
 
 class Extraction(NamedTuple):
-    """`code` is None unless `reason` is "ok"; `reason` is one of REASONS."""
+    """`code` is None unless `reason` is "ok"."""
 
     code: str | None
     reason: str
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the four modes
+def extract_code(text: str, mode: str = "strict", entry_point: str | None = None) -> Extraction:
+    r"""text -> the program in it, or None and why not. Never raises, whatever the text.
 
-RELEASED = re.compile(r"```(?:\w+)?\n(.*?)```", re.DOTALL)
+    entry_point: `f` or `Solution.method` that the program must define (strict, recover).
+    Errors: ValueError for an unknown mode. Reasons:
 
+      ok              there is a program: Unicode text of at most MAX_SOURCE characters
+      empty           the answer is blank, or its block
+      no_block        nothing is fenced
+      many_blocks     more than one block is a program, or an attempt at one
+      unclosed        the answer ends inside the block, or inside a thought
+      not_python      the blocks are tagged as something else
+      syntax_error    the block does not compile
+      vacuous         it compiles and does nothing: constants, names, imports, `pass`
+      no_entry_point  it does not define `entry_point`
+      too_large       longer, or nested deeper, than the compiler is asked to read
 
-def extract_code(text: str, mode: str = "strict", entry_point: str | None = None, log: list | None = None):
-    """text -> Extraction: the program in it, or None and why not. Never raises for any string.
-
-    entry_point: `f` or `Solution.method` that the program must define (strict, recover); the other modes ignore it.
-    log: a list that receives one line for every candidate considered.
-    Errors: ValueError for an unknown mode (a mistake of the caller, not of the text).
-    Source of `paper` and `last`: the reward and evaluation code released with CodeScaler (arXiv 2602.17684). The one
-    difference is a limit that no response of its 16384 tokens reaches: `paper` refuses more than MAX_SOURCE and more
-    than 16,000 fields of f-strings.
+    >>> extract_code("It adds:\n```python\nx = 1 + 1\n```")
+    Extraction(code='x = 1 + 1', reason='ok')
+    >>> extract_code("It adds: x = 1 + 1").reason
+    'no_block'
     """
     if mode not in MODES:
         raise ValueError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
-    log = [] if log is None else log
+    text = re.sub("[\ud800-\udfff]", CUT, text)
     if mode == "strict":
-        return extract_strict(text, entry_point, Compiler(), log)
-    return extract_best(text, entry_point, log) if mode == "recover" else extract_released(text, mode == "last", log)
+        return extract_strict(text, entry_point, Compiler())
+    if mode == "recover":
+        return extract_recover(text, entry_point, Compiler())
+    return extract_released(text, mode == "last")
 
 
-def extract_released(text: str, last: bool, log: list) -> Extraction:
-    found = RELEASED.findall(text)
-    log.append(f"{len(found)} matches of {RELEASED.pattern!r}")
-    if not found:
-        opened = re.search(r"```\w*\n", text)
-        return Extraction(None, "empty" if not text.strip() else "unclosed" if opened else "no_block")
-    code = found[-1].strip()
-    if last:
-        return Extraction(code, "ok") if code else Extraction(None, "empty")
-    if len(found) > 1:
-        return Extraction(None, "many_blocks")
-    reason = Compiler().check(code, parse_only=True).reason
-    return Extraction(code if reason == "ok" else None, reason)
-
-
-def extract_strict(text: str, entry_point: str | None, compiler: "Compiler", log: list) -> Extraction:
-    """Exactly one Python program block. Other languages, and untagged blocks that are no program, don't count."""
+def extract_strict(text: str, entry_point: str | None, compiler: "Compiler") -> Extraction:
+    """Exactly one Python program block. Blocks in other languages don't count, nor do untagged
+    blocks that are no program (output, data)."""
     if not text.strip():
         return Extraction(None, "empty")
     answer, thoughts = without_thoughts(text)
-    blocks = scan(split_lines(answer), compiler)
+    blocks = fenced_blocks(answer, compiler)
     if not blocks:
-        return Extraction(None, "unclosed" if thoughts and not answer.strip() else "no_block")
-    counted, reasons = [], set()
+        only_thoughts = thoughts and not answer.replace(CUT, "").strip()
+        return Extraction(None, "unclosed" if only_thoughts else "no_block")
+    attempts, reasons = [], set()
     for block in blocks:
-        verdict = compiler.check(block.body) if block.tag != "other" else Verdict("not_python")
-        reason = verdict.reason
-        # A block tagged as Python is an attempt even when it is broken: two attempts are not one answer.
-        attempt = reason == "ok" or block.tag == "python" and reason in ("syntax_error", "too_large")
+        reason = block.verdict.reason
+        # A block tagged as Python is an attempt even when broken: two attempts are not one answer.
+        broken = block.tag == "python" and reason in ("syntax_error", "too_large")
+        attempt = reason == "ok" or broken
         if not block.closed and (attempt or len(blocks) == 1 and block.tag != "other"):
             attempt, reason = True, "unclosed"
-        log.append(f"block {len(log) + 1} ({block.tag or 'no tag'}, {len(block.body)} characters): "
-                   f"{reason} {verdict.message}")  # fmt: skip
         reasons.add(reason)
         if attempt:
-            counted.append((block.body, reason, verdict.tree))
-    if len(counted) > 1:
+            attempts.append((block, reason))
+    if len(attempts) > 1:
         return Extraction(None, "many_blocks")
-    if not counted:
+    if compiler.left <= 0 or len(blocks) == MAX_BLOCKS:  # the blocks behind were not looked at
+        return Extraction(None, "too_large")
+    if not attempts:
         order = ("too_large", "syntax_error", "vacuous", "empty", "not_python")
         return Extraction(None, next(reason for reason in order if reason in reasons))
-    body, reason, tree = counted[0]
-    if reason == "ok" and entry_point and not defines(tree, entry_point):
+    block, reason = attempts[0]
+    if reason == "ok" and entry_point and not defines(block.verdict.tree, entry_point):
         reason = "no_entry_point"
-    return Extraction(body if reason == "ok" else None, reason)
+    return Extraction(block.body if reason == "ok" else None, reason)
 
 
-def extract_best(text: str, entry_point: str | None, log: list) -> Extraction:
-    """What `strict` finds if that is a whole program; else the candidate with the highest score.
-
-    The thoughts are searched only where the answer has no candidate.
-    """
-    compiler, reason = Compiler(), ""
-    strict = extract_strict(text, entry_point, compiler, [])
-    piece = make_piece(strict.code, compiler) if strict.code is not None else None
-    if piece and piece.level == 2 and not piece.missing and not piece.cost:
-        log.append(f"the one program block won: {strict.code[:60]!r}")
-        return strict
-    for part in without_thoughts(text):
-        pieces = find_pieces(split_lines(part), entry_point, compiler)
-        pieces = [piece for piece in pieces + merges(pieces, compiler) if piece.effects]
-        ranked = sorted(((score(piece, entry_point), piece) for piece in pieces), key=lambda p: p[0], reverse=True)
-        log += [explain(piece, scored, ranked[0][0]) for scored, piece in ranked]
-        ranked = [piece for _, piece in ranked]
-        if ranked and (not entry_point or defines(ranked[0].tree, entry_point)):
-            return Extraction(ranked[0].code, "ok")
-        reason = reason or ("no_entry_point" if ranked else "")
-    if strict.code is not None:  # the limits of the call were spent before the search came to it
-        return strict
-    return Extraction(None, reason or ("syntax_error" if strict.reason == "many_blocks" else strict.reason))
+# The reward rule and the evaluation rule of the released code (arXiv 2602.17684).
+RELEASED = re.compile(r"```(?:\w+)?\n(.*?)```", re.DOTALL)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+def extract_released(text: str, last: bool) -> Extraction:
+    """The released rules to the letter, but for texts that no tokenizer or sandbox takes."""
+    found = RELEASED.findall(text)
+    if not found:
+        opened = re.search(r"```\w*\n", text)
+        return Extraction(None, "unclosed" if opened else "no_block" if text.strip() else "empty")
+    if len(found) > 1 and not last:
+        return Extraction(None, "many_blocks")
+    code = found[-1].strip()
+    if last and code and len(code) <= MAX_SOURCE and CUT not in code:
+        return Extraction(code, "ok")
+    reason = judge(code, parse_only=True).reason
+    return Extraction(code if reason == "ok" else None, reason)
+
+
+# --------------------------------------------------------------------------------------------------
 # is this text a program?
 
 
 class Verdict(NamedTuple):
-    """What the compiler says of one text. `line` (from 1) and `message` describe a syntax error."""
+    """What the compiler says of a text."""
 
     reason: str
     tree: ast.Module | None = None
-    line: int = 0
-    message: str = ""
+    line: int = 0  # of the syntax error, from 1; 0 where there is none
 
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # A tree that holds none of these does nothing: docstrings, constants, names, imports, `pass`.
-EFFECTS = (*DEFINITIONS, ast.Call, ast.Assign, ast.AugAssign, ast.NamedExpr, ast.Delete, ast.Raise, ast.Assert,
-           ast.Await, ast.Yield, ast.YieldFrom)  # fmt: skip
-_warnings_lock = threading.Lock()  # catch_warnings swaps a global: two threads in it could leave warnings off for good
+EFFECTS = (
+    *DEFINITIONS, ast.Call, ast.Assign, ast.AugAssign, ast.NamedExpr, ast.Delete, ast.Raise,
+    ast.Assert, ast.Await, ast.Yield, ast.YieldFrom,
+)  # fmt: skip
+SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+warnings_lock = threading.Lock()  # catch_warnings swaps a global, which two threads would mix up
 
 
-class Compiler:
-    """Compiles texts within the limits of one call; the same text is compiled once."""
+def judge(source: str, parse_only: bool = False) -> Verdict:
+    """ok, empty, vacuous, syntax_error or too_large, for any text.
 
-    def __init__(self):
-        self.attempts, self.chars, self.known = MAX_ATTEMPTS, MAX_COMPILED, {}
-
-    def spent(self) -> bool:
-        return self.attempts <= 0 or self.chars <= 0
-
-    def check(self, source: str, parse_only=False) -> Verdict:
-        """ok, empty, vacuous, syntax_error or too_large (also when the limits of the call are spent). Never raises.
-
-        parse_only is the released rule: `ast.parse` alone, which accepts `return 1` at the top level and mere prose.
-        """
-        if source not in self.known:
-            self.known[source] = self._check(source, parse_only)
-        return self.known[source]
-
-    def _check(self, source: str, parse_only: bool) -> Verdict:
-        if not source.strip():
-            return Verdict("empty")
-        if len(source) > MAX_SOURCE or len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE:
-            self.chars -= MAX_SOURCE // 16
-            return Verdict("too_large")
-        if self.spent() or self.chars < len(source):
-            self.attempts = 0
-            return Verdict("too_large", message="compile budget spent")
-        count = squared(source, parse_only)
-        self.attempts -= 1
-        self.chars -= len(source) + count**2 // 64  # so MAX_SQUARED costs as much as MAX_SOURCE
-        if count > MAX_SQUARED:
-            return Verdict("too_large")
-        try:
-            # An invalid escape in a string only warns, but under `python -W error` it would refuse the program.
-            with _warnings_lock, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(source)
-                if not parse_only:
-                    if emitted(tree)[0] > MAX_EMITTED:
-                        return Verdict("too_large")
-                    # ast.parse alone accepts `return` outside a function, `nonlocal` at the top, duplicate arguments
-                    compile(source, "<response>", "exec", dont_inherit=True)
-        except SyntaxError as error:
-            return Verdict("syntax_error", line=error.lineno or 0, message=error.msg or "")
-        except (RecursionError, MemoryError):  # nested too deeply for the parser or the compiler
-            return Verdict("too_large")
-        except Exception as error:  # NUL characters, lone surrogates, and what another version of Python may raise
-            return Verdict("syntax_error", message=str(error))
-        if not parse_only and not any(isinstance(node, EFFECTS) for node in ast.walk(tree)):
-            return Verdict("vacuous", tree)
-        return Verdict("ok", tree)
-
-
-def squared(source: str, parse_only: bool) -> int:
-    """How many things `source` holds for which Python's time grows with the square of their number, never too few.
-
-    Fields of f-strings for the parser (before Python 3.12; a quarter each, they are cheaper), definitions and keyword
-    arguments for the compiler: 26,000 times `class A:0` compile in 20 s.
+    parse_only is the released rule: it accepts `return 1` at the top level, and mere prose.
     """
-    fields = source.count("{") // 4 if re.search(r"[fF][rR]?['\"]", source) else 0
-    return fields if parse_only else fields + len(re.findall(r"\b(?:def|class)\b|[(,]\s*\w+\s*=", source))
+    if not source.strip():
+        return Verdict("empty")
+    if len(source) > MAX_SOURCE:
+        return Verdict("too_large")
+    try:
+        # An invalid escape in a string only warns, but under `python -W error` would be an error.
+        with warnings_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
+            if parse_only:
+                return Verdict("ok", tree)
+            if re.search("finally|with", source) and emitted(tree) > MAX_EMITTED:
+                return Verdict("too_large")
+            compile(source, "<answer>", "exec", dont_inherit=True)  # `return` outside a function
+    except SyntaxError as error:
+        return Verdict("syntax_error", line=error.lineno or 0)
+    except (RecursionError, MemoryError):  # nested too deeply for the parser or the compiler
+        return Verdict("too_large")
+    except Exception:  # NUL, and what another version of Python may raise
+        return Verdict("syntax_error")
+    effect = any(isinstance(node, EFFECTS) for node in ast.walk(tree))
+    return Verdict("ok" if effect else "vacuous", tree)
 
 
-def emitted(node) -> tuple[int, int]:
-    """(upper bound of the statements the compiler emits for `node`, ways out of it: return, break, continue).
+def emitted(tree: ast.Module) -> int:
+    """Upper bound of the statements that the compiler emits for `tree`.
 
-    A `finally` suite is copied to every way out of its `try`: twenty nested levels are a million copies, so a page of
-    source could take all memory before anything runs. Each `with` likewise adds its exit to every way out.
+    A `finally` suite is copied to every way out of its `try`: twenty nested levels are a million
+    copies, so a page of source could take all memory. `with` adds its exits to each way out.
     """
-    total, exits, copied = 1, int(isinstance(node, ast.Return | ast.Break | ast.Continue)), 0
-    for field, children in ast.iter_fields(node):
-        for child in children if isinstance(children, list) else ():
-            if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
-                inner = emitted(child)
-                total, exits = total + inner[0], exits + inner[1]
-                copied += inner[0] if field == "finalbody" else 0
-    copied += len(node.items) if isinstance(node, ast.With | ast.AsyncWith) else 0
-    return total + copied * (1 + exits), exits
+    sizes, exits = {}, {}  # of each node so far: statements emitted; return, break and continue
+    for node in reversed(list(ast.walk(tree))):  # children before their parents
+        inner = [child for child in ast.iter_child_nodes(node) if child in sizes]
+        if inner or isinstance(node, ast.stmt):
+            exits[node] = sum(exits[child] for child in inner)
+            exits[node] += isinstance(node, ast.Return | ast.Break | ast.Continue)
+            copied = sum(sizes[child] for child in getattr(node, "finalbody", ()))
+            copied += len(getattr(node, "items", ()))
+            sizes[node] = 1 + sum(sizes[child] for child in inner) + copied * (1 + exits[node])
+    return sizes.get(tree, 0)
 
 
-def bound(body) -> set[str]:
-    """Names that running the statements `body` binds in their own scope, looking into if, for, try and with."""
+class Compiler(dict):
+    """source -> Verdict, within the limits of one call; the same text is compiled once."""
+
+    left = MAX_COMPILED
+
+    def __missing__(self, source: str) -> Verdict:
+        self.left -= ATTEMPT + (len(source) if len(source) <= MAX_SOURCE else 0)
+        self[source] = judge(source) if self.left > 0 else Verdict("too_large")
+        return self[source]
+
+
+def bound(body: list[ast.stmt]) -> set[str]:
+    """Names that the statements `body` bind in their own scope, also inside if, for, try, with."""
     names, pending = set(), list(body)
     while pending:
         node = pending.pop()
@@ -267,579 +230,365 @@ def bound(body) -> set[str]:
             names.add(node.name)
         elif isinstance(node, ast.alias):
             names.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.Name):
-            names |= {node.id} if isinstance(node.ctx, ast.Store) else set()
-        elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif not isinstance(node, SCOPES):
             pending += ast.iter_child_nodes(node)
     return names
 
 
 def defines(tree: ast.Module, entry_point: str) -> bool:
-    """Whether `tree` binds `f`, or a class `Solution` with `method`, its own or from a base class in the text."""
+    """Whether `tree` binds `f`, or a class `Solution` with `method`, its own or a base class's."""
     owner, _, method = entry_point.rpartition(".")
     if not owner:
         return method in bound(tree.body)
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    seen, pending = set(), [owner] if owner in bound(tree.body) else []
+    pending = [owner] if owner in bound(tree.body) else []
     while pending:
-        name = pending.pop()
-        if name in classes and name not in seen:
-            seen.add(name)
-            if method in bound(classes[name].body):
+        if found := classes.pop(pending.pop(), None):
+            if method in bound(found.body):
                 return True
-            pending += [base.id for base in classes[name].bases if isinstance(base, ast.Name)]
+            pending += [base.id for base in found.bases if isinstance(base, ast.Name)]
     return False
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # where are the fenced blocks?
 
 
 class Block(NamedTuple):
-    """A fenced block. `tag`: "python", "" (no info string) or "other"; `closed`: its closing fence was found."""
+    """A fenced block. `tag`: "python", "" (no info string) or "other"."""
 
     tag: str
+    info: str  # what stands behind the opening fence
     body: str
-    closed: bool
+    closed: bool  # its closing fence was found
+    verdict: Verdict
 
 
 # The expressions are unambiguous: none can try a long line in more ways than it has characters.
-FENCE = re.compile(r"((?:[ \t>]|[-*+] |\d{1,3}[.)] )*)(`{3,}|~{3,}(?!~))([^`]*)$")  # no backtick in the info string
+FENCE = re.compile(r"((?:[ \t>]|[-*+] |\d{1,3}[.)] )*)(`{3,}|~{3,}(?!~))([^`]*)$")
 GLUED = re.compile(r"[\w+#.{}-]*$")  # what may follow a fence that opens behind prose on its line
-PYTHON = re.compile(r"\W*(?:lang(?:uage)?-|code[ _-])?(?:i?python|pypy|py)[\d._]*(?![\w+#/-])", re.IGNORECASE)
-FENCE_LINE = re.compile(r"^[ \t>]*(?:`{3,}|~{3,}(?!~))[^`\n]*$", re.MULTILINE)
-TAG = re.compile(r"(?:(?<!['\"`])|(?<=`)(?=</\w+>(?!`)))(</?(?:think|thinking|thought|reasoning)>)", re.IGNORECASE)
+PYTHON = re.compile(r"(?i)\W*(?:lang(?:uage)?-|code[ _-])?(?:i?python|pypy|py)[\d._]*(?![\w+#/-])")
+# What Markdown may write behind the language: words, versions, file names, `{.class}`, `title="a"`.
+ATTRIBUTES = re.compile(r"""(?:[\w\s.:/{},-]|(?<=\s)(?:title|file|filename|linenums)="[^"]*")*$""")
 
 
-def split_lines(text: str) -> list[str]:
-    """Lines as Python's tokenizer sees them; str.splitlines would also cut at form feeds and U+2028 inside strings."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-def fence_lines(lines: list[str]) -> list[int]:
-    return [i for i, line in enumerate(lines) if ("```" in line or "~~~" in line) and len(line) <= MAX_FENCE_LINE]
-
-
-def opener(line: str) -> tuple[str, str, str] | None:
-    """(prefix, fence, info) if the line opens a block: a Markdown fence, or backticks that end a line of prose."""
-    if mark := FENCE.match(line):
-        return mark[1], mark[2], mark[3].strip()
-    before, fence, info = line.rpartition("```")
-    return ("", fence, info.strip()) if fence and "`" not in before and GLUED.match(info.strip()) else None
-
-
-def scan(lines: list[str], compiler: Compiler) -> list[Block]:
-    """The fenced blocks of a text in order. Markdown decides, except where the syntax of the body knows better."""
-    marks, blocks, after = fence_lines(lines), [], 0
+def fenced_blocks(text: str, compiler: Compiler) -> list[Block]:
+    """The fenced blocks of a text in order. Markdown decides, except where Python knows better."""
+    lines = text.split("\n")  # str.splitlines() would also cut at form feeds inside strings
+    marks = [i for i, line in enumerate(lines) if "```" in line or "~~~" in line]
+    marks = [i for i in marks if len(lines[i]) <= MAX_FENCE_LINE]
+    blocks, after = [], 0
     for k, i in enumerate(marks):
-        if i >= after and opener(lines[i]) and not compiler.spent() and len(blocks) < MAX_BLOCKS:
-            block, after = read_block(lines, marks, k, compiler)
+        opening = opening_fence(lines[i]) if i >= after else None
+        if opening and compiler.left > 0 and len(blocks) < MAX_BLOCKS:
+            block, after = read_block(opening, lines, marks[k : k + MAX_BLOCKS], compiler)
             blocks.append(block)
     return blocks
 
 
-def read_block(lines: list[str], marks: list[int], k: int, compiler: Compiler) -> tuple[Block, int]:
-    """(the block that opens on line `marks[k]`, the line to scan on from); `marks` as of fence_lines().
+def opening_fence(line: str) -> tuple[str, str, str] | None:
+    """(prefix, fence, info) if the line opens a block: a Markdown fence, or one behind prose."""
+    if mark := FENCE.match(line):
+        return mark[1], mark[2], mark[3].strip()
+    before, fence, info = line.rpartition("```")
+    glued = fence and "`" not in before and GLUED.match(info.strip())
+    return ("", fence, info.strip()) if glued else None
 
-    The first bare fence of the same kind ends it, and so does another opening fence (the block was never closed). Two
-    exceptions, both only when the program they give compiles: a fence inside a triple-quoted string does not end the
-    block, and a fence at the end or the start of a line with other text does.
+
+def language(info: str) -> tuple[str, str]:
+    """Info string -> (tag, code): models also write the first statement on the fence line."""
+    if not (mark := PYTHON.match(info)):
+        return "other" if info else "", ""
+    rest = info[mark.end() :]
+    words = re.findall(r"\w+", rest) or [""]
+    if ATTRIBUTES.match(rest) and not keyword.iskeyword(words[0]):
+        return "python", ""
+    return ("python", rest.strip()) if rest[0].isspace() else ("other", "")
+
+
+def read_block(opening, lines, marks, compiler) -> tuple[Block, int]:
+    """(the block that opens on line `marks[0]`, the line to go on from); `marks`: fence lines.
+
+    The first bare fence of the same kind ends it, and so does another opening fence (the block was
+    never closed). Two exceptions, both only where the program they give compiles: a fence inside a
+    triple-quoted string does not end the block, and a fence behind code on its line does.
     """
-    prefix, fence, info = opener(lines[marks[k]])
-    tag, start = "python" if PYTHON.match(info) else "other" if info else "", marks[k] + 1
-    closing = re.compile(r"[ \t>]*" + re.escape(fence) + fence[0] + rf"*(?!{fence[0]})([^`]*)$")
-    inner = [j for j in marks[k + 1 : k + MAX_BLOCKS] if fence in lines[j]]
-    first, tries = None, 0
-    for j in [*inner, len(lines)]:
-        mark = closing.match(lines[j]) if j < len(lines) else None
-        if j == len(lines) or mark and GLUED.match(mark[1].strip()):
-            closed = bool(mark) and not mark[1].strip()
-            block, tries = Block(tag, dedented(lines[start:j], prefix), closed), tries + 1
-            first = first or (block, j + closed)
-            verdict = compiler.check(block.body) if tag != "other" else Verdict("not_python")
-            if verdict.tree:
-                return block, j + closed
-            if "triple-quoted" not in verdict.message or tries == 9:
-                break
-    for j in [j for j in inner if j <= first[1]][:4] if tag != "other" else []:
-        head = lines[j].partition(fence)[0]
-        body = dedented([*lines[start:j], *([head] if head.strip(" \t>") else [])], prefix)
-        if compiler.check(body).reason == "ok":
-            return Block(tag, body, True), j + 1
+    prefix, fence, info = opening
+    tag, code = language(info)
+    closing = re.compile(rf"[ \t>]*{fence}{fence[0]}*(?!{fence[0]})([^`]*)$")
+    tails = [(j, mark[1].strip()) for j in marks[1:] if (mark := closing.match(lines[j]))]
+    # (line behind the body, line to go on from, whether it is closed, code before the fence)
+    ends = [(j, j + (not tail), not tail, "") for j, tail in tails if GLUED.match(tail)][:8]
+    ends.append((len(lines), len(lines), False, ""))
+    inside = lines[marks[0] + 1 : ends[0][0]]
+    if not any('"""' in line or "'''" in line for line in inside):
+        ends = ends[:1]
+    inner = [j for j in marks[1:] if fence in lines[j] and j <= ends[0][1]]
+    for j in inner[:4] if tag != "other" else []:
+        head, _, tail = lines[j].partition(fence)
+        if compiler[tail.strip()].reason != "ok":  # else a statement would be lost
+            ends.append((j, j + 1, True, head.strip(" \t>") and head))
+    first = None
+    for end, after, closed, head in ends:
+        body = dedented(lines[marks[0] + 1 : end] + [head] * bool(head), prefix)
+        body = f"{code}\n{body}" if code else body
+        verdict = compiler[body] if tag != "other" else Verdict("not_python")
+        block = Block(tag, info, body, closed, verdict), after
+        first = first or block
+        if verdict.reason != "syntax_error":
+            return block if verdict.tree else first
     return first
 
 
 def dedented(lines: list[str], prefix: str) -> str:
-    """The body of a block without the indentation or the `>` of its opening fence (Markdown's rule). A body whose first
-    line is less indented than the fence was not written by that rule: no line loses more than the first one has."""
+    """A block's body without the indentation or the `>` of its opening fence, as in Markdown; no
+    line loses more than the first one has."""
     if ">" in prefix:
         return "\n".join(re.sub(r"^[ \t]{0,3}> ?", "", line) for line in lines).strip("\n")
     first = next((line for line in lines if line.strip()), "")
-    width = min(len(prefix), len(first) - len(first.lstrip(" \t")))
-    lines = [line[min(width, len(line) - len(line.lstrip(" \t"))) :] for line in lines] if width else lines
-    return "\n".join(lines).strip("\n")
+    width = min(len(prefix), indentation(first))
+    return "\n".join(line[min(width, indentation(line)) :] for line in lines).strip("\n")
+
+
+def indentation(line: str) -> int:
+    return len(line) - len(line.lstrip(" \t"))
+
+
+# A whole fenced block, a thought, or the end of a thought that began in the prompt. In a block, or
+# in quotes, a tag is text.
+NOT_QUOTED = r"""(?:(?<!['"`])|(?<=`)(?=</\w+>(?!`)))"""
+THOUGHT = re.compile(
+    r"(?ims)(?P<block>^[ \t>]*(`{3,9}(?!`)|~{3,9}(?!~))[^`\n]*$"
+    r"(?:(?!^[ \t>]*\2[^`\s]).)*?^[ \t>]*\2[ \t]*$)|"
+    rf"{NOT_QUOTED}<(think|thinking|thought|reasoning)>.*?(?:{NOT_QUOTED}</\3>|\Z)|"
+    rf"(?P<end>{NOT_QUOTED}</(?:think|thinking|thought|reasoning)>)"
+)
 
 
 def without_thoughts(text: str) -> tuple[str, str]:
-    """(answer, thoughts): `<think>` ... `</think>` taken out. One never closed lasts to the end (a cut response).
-
-    A first tag that closes belongs to a `<think>` in the prompt: everything before it is thought. Programs may handle
-    such tags themselves: behind a quotation mark, or in a fenced block, a tag is text.
-    """
-    parts = TAG.split(text, maxsplit=MAX_TAGS)  # text, tag, text, tag, ..., text
-    answer, thoughts, inside, first = parts[0], "", "", True
-    fences = FENCE_LINE.findall(answer)
-    for tag, part in zip(parts[1::2], parts[2::2], strict=True):
-        name, closing, after = tag.strip("</>").lower(), tag.startswith("</"), FENCE_LINE.findall(part)
-        fenced = len(fences) % 2
-        goes_on = fenced and after and not after[0].strip(" \t>`~")  # the next fence ends the block that the tag is in
-        if inside:
-            inside = "" if closing and name == inside else inside
-        elif closing and first and not goes_on:
-            answer, thoughts, fences = "", answer, []
-        elif not closing and not fenced:
-            inside = name
+    """(answer, thoughts): `<think>` ... `</think>` taken out. One never closed lasts to the end.
+    The ends of lines are those of Unix."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    answer, thoughts, after = [], [], 0
+    tags = re.search("(?i)</?(?:think|thought|reasoning)", text)
+    for part in THOUGHT.finditer(text) if tags else ():
+        answer.append(text[after : part.start()])
+        after = part.end()
+        if part["block"] or part["end"] and thoughts:
+            answer.append(part[0])
+        elif part["end"]:
+            answer, thoughts = [], [text[:after]]
         else:
-            part = tag + part
-        if inside:
-            thoughts += part
-        else:
-            answer, fences = answer + part, fences + after
-        first = False
-    return answer, thoughts
+            answer.append(f"\n{CUT}\n")  # no program goes on behind a thought
+            thoughts.append(part[0])
+    return "".join(answer) + text[after:], "\n".join(thoughts)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# recover: repairs
+# --------------------------------------------------------------------------------------------------
+# recover: the best program anywhere
 
 
-PROMPT = re.compile(r"[ \t]*(?:>>>|\.\.\.|In \[\d+\]:|\.\.\.:)(?: |$)")
-NUMBER = re.compile(r"[ \t]*(\d+)(?:[ \t]*[:|.)])?(?=[ \t]|$)")
-SHELL = re.compile(r"[ \t]*(?:%{1,2}[a-zA-Z]|[!$] ?[\w.]|\?\w|(?:pip3?|conda) install )")
-ENTITY = re.compile("&(lt|gt|amp|quot|#39);")
-TYPOGRAPHY = str.maketrans({
-    "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2018": "'", "\u2019": "'",
-    "\u00a0": " ", "\u202f": " ", "\u3000": " ", "\u2013": "-", "\u2212": "-",
-    "\u200b": None, "\u200c": None, "\u200d": None, "\ufeff": None, "\0": None,
-})  # fmt: skip
-# A string or comment that ends (kept), one that does not end on its line, or text without quotes: linear on any text.
-TOKENS = re.compile(r'''(?P<kept>"{3}.*?(?:"{3}|\Z)|'{3}.*?(?:'{3}|\Z)|"(?:\\[^\n]|[^"\\\n])*"|'''
-                    r'''\'(?:\\[^\n]|[^'\\\n])*'|#[^\n]*)|"[^\n]*|'[^\n]*|[^"'#]+''', re.DOTALL)  # fmt: skip
-
-
-def plain(text: str) -> str:
-    """Typographic quotes and spaces and HTML entities made plain, outside what Python sees as a string or a comment."""
-
-    def change(token):
-        part = ENTITY.sub(lambda entity: html.unescape(entity[0]), token[0])
-        return token[0] if token["kept"] else part.translate(TYPOGRAPHY)
-
-    return TOKENS.sub(change, text)
-
-
-def realigned(text: str) -> str:
-    """Uniform indentation removed; also where only the first line has lost it."""
-    first, _, rest = text.strip("\n").partition("\n")
-    if not first.startswith((" ", "\t")) and rest and not first.rstrip().endswith((":", "(", "[", "{", "\\")):
-        return first + "\n" + textwrap.dedent(rest)
-    return textwrap.dedent(text)
-
-
-def without_prompts(text: str) -> str:
-    """A text that begins as a session of the interpreter: its input without `>>>` and `...`, its output dropped."""
-    if not PROMPT.match(text.lstrip("\n")):
-        return text
-    return "\n".join(line[m.end() :] for line in text.split("\n") if (m := PROMPT.match(line)))
-
-
-def without_numbers(text: str) -> str:
-    """Line numbers in front of every line removed, when they rise."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    found = [m for line in lines if (m := NUMBER.match(line))]
-    numbers = [int(m[1][:9]) for m in found]
-    if len(found) < 2 or len(found) < len(lines) or numbers != sorted(set(numbers)):
-        return text
-    return textwrap.dedent("\n".join(line[m.end() :] for line, m in zip(lines, found, strict=True)))
-
-
-REPAIRS = (  # each is applied to what the ones before it made, but the last two only where they make it compile
-    realigned,
-    without_prompts,
-    without_numbers,
-    lambda text: "\n".join(line for line in text.split("\n") if not SHELL.match(line)),
-    plain,
-    lambda text: re.sub(r"^[ \t]+", lambda indent: indent[0].expandtabs(4), text, flags=re.MULTILINE),
-    lambda text: text.translate(TYPOGRAPHY),
-)
-
-
-def repaired(text: str, compiler: Compiler) -> tuple[str, int]:
-    """(text, cost): cost 0 if it compiles as it is, 1 after repairs, 2 if it never does."""
-    original, text = text, plain(text) if ENTITY.search(text) else text  # `x &lt; 1` compiles, but is not meant
-    for repair in (str, *REPAIRS):
-        changed = repair(text)
-        verdict = compiler.check(changed)
-        if verdict.tree:
-            return changed, int(changed != original)
-        if verdict.reason != "syntax_error":
-            break
-        text = changed if repair not in REPAIRS[-2:] else text
-    return text, 2
-
-
-def longest_prefix(text: str, compiler: Compiler) -> tuple[str, int]:
-    """The longest run of lines from the first one that compiles, and their number; ("", 0) if there is none.
-
-    The compiler names the line it stumbled on and nothing that goes past that line can compile, so each try
-    starts there: a text cut in the middle of a statement takes one or two tries, not one a line.
-    """
-    lines = text.split("\n")
-    end = len(lines)
-    for _ in range(14):
-        verdict = compiler.check("\n".join(lines[:end]))
-        if verdict.tree:
-            return "\n".join(lines[:end]), end
-        before = end
-        end = min(end - 1, verdict.line - 1 if verdict.line else end // 2)
-        if header := re.search(r"on line (\d+)$", verdict.message):  # a header whose suite is missing
-            end = min(end, int(header[1]) - 1)
-        if "'except' or 'finally'" in verdict.message:  # go back to the `try`, not line by line
-            end = max((k for k in range(end) if lines[k].strip() == "try:"), default=end)
-        while 0 < end < before and not lines[end - 1].strip():
-            end -= 1
-        if end <= 0:
-            break
-    return "", 0
-
-
-# What a line of a program may begin with when no fence says where it begins.
-START = re.compile(
-    r"[ \t]*(?:@\w|[\"']{3}|#|(?:async )?def \w|class \w|import \w|from [\w.]+ import|print\(|[\w.]+\(.*\)|"
-    r"(?:if|for|while|with)\b.*:|try:|[\w.\[\], ]+ ?[-+*/%|&]?= ?\S|(?:>>>|In \[\d+\]:) )"
-)
-
-
-def runs(text: str, compiler: Compiler, most=12) -> list[str]:
-    """Maximal runs of lines that compile, from text where no fence (or a wrong one) marks the program."""
-    lines, found, i, starts = text[-MAX_SOURCE:].split("\n"), [], 0, 0
-    while i < len(lines) and len(found) < most and starts < 4 * most and not compiler.spent():
-        if not START.match(lines[i][:200]):
-            i += 1
-            continue
-        starts += 1
-        indent, end, size = len(lines[i]) - len(lines[i].lstrip()), i, 0
-        while end < len(lines) and size < MAX_SOURCE // 8 and not (lines[end].strip() and lines[end][:indent].strip()):
-            size, end = size + len(lines[end]) + 1, end + 1
-        code, used = longest_prefix(without_prompts("\n".join(line[indent:] for line in lines[i:end])), compiler)
-        found += [code] if code else []
-        i += max(1, used)
-    return found
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# recover: candidates, and which one is best
-
-
-class Piece(NamedTuple):
-    """A candidate that compiles. `level`: 2 a program, 1 a script that prints, 0 a stub, a test or a usage example.
-
-    `missing`: names that it reads and neither binds anywhere nor finds among the builtins. `cost`: 0 as written,
-    1 repaired, 2 cut. `rank`: 2 tagged as Python, 1 no tag, 0 bare or another tag. `order`: place in the text.
-    `effects`: false for imports alone, which are kept because other candidates may need them.
-    """
+class Candidate(NamedTuple):
+    """A text that compiles."""
 
     code: str
     tree: ast.Module
-    effects: bool
-    level: int
-    missing: set[str]
-    cost: int
-    rank: int
-    order: float
+    level: int  # 2 a program, 1 a script that prints, 0 a stub, test or usage example, -1 imports
+    missing: set[str]  # names that it reads and nobody binds
+    binds: set[str]  # names that its top level binds
+    whole: bool  # not cut
+    order: float  # place in the text
 
 
-def make_piece(code: str, compiler: Compiler, cost=0, rank=2, order=0.0) -> Piece | None:
-    """`code` as a candidate, without the prose at its ends; None if it is none."""
-    verdict = compiler.check(code)
-    compiler.chars -= len(code)  # the walk below takes as long as compiling
-    if not verdict.tree or compiler.spent() or verdict.reason == "vacuous" and not bound(verdict.tree.body):
-        return None
-    loads, stores, star = set(), {*dir(builtins), "__name__", "__file__", "__class__", "stdin", "stdout"}, False
-    for node in ast.walk(verdict.tree):
-        if isinstance(node, ast.Name):
-            (loads if isinstance(node.ctx, ast.Load) else stores).add(node.id)
-        elif isinstance(node, ast.alias):
-            stores.add((node.asname or node.name).split(".")[0])
-            star = star or node.name == "*"
+def extract_recover(text: str, entry_point: str | None, compiler: Compiler) -> Extraction:
+    """What `strict` finds if that is a program; else the best candidate of the answer, of the
+    thoughts."""
+    code, reason = extract_strict(text, entry_point, compiler)
+    strict = read_candidate(code, compiler, True, 0) if code is not None else None
+    if strict and strict.code == code and strict.level == 2 and not strict.missing:
+        return Extraction(code, "ok")
+
+    def score(one):
+        entry = bool(entry_point) and defines(one.tree, entry_point)
+        return entry, one.level, not one.missing, one.whole, one.order
+
+    for part in without_thoughts(text):
+        found = candidates(part, compiler)
+        found += [both for one in found[-16:] if (both := merged(one, found, compiler))]
+        best = max((one for one in found if one.level >= 0), key=score, default=None)
+        if best and (not entry_point or defines(best.tree, entry_point)):
+            return Extraction(best.code, "ok")
+        reason = "no_entry_point" if best else reason
+    return Extraction(code, "syntax_error" if reason == "many_blocks" else reason)
+
+
+def candidates(text: str, compiler: Compiler) -> list[Candidate]:
+    """Every block, repaired or cut; where none of them is a program, the whole text."""
+    found = []
+
+    def add(segment, may_cut, least):
+        for code, whole in programs(segment, compiler, may_cut):
+            one = read_candidate(code, compiler, whole, len(found))
+            found.extend([one] if one and one.level >= least else [])
+
+    for block in fenced_blocks(text, compiler):
+        if block.tag == "other":  # code on the fence line, or a wrong tag
+            add(f"{block.info}\n{block.body}", False, 1)
+            add(block.body, False, 1)
         else:
-            stores |= {name for key in ("name", "arg", "rest") if isinstance(name := getattr(node, key, None), str)}
-            loads |= {node.attr} & {"stdin", "stdout"} if isinstance(node, ast.Attribute) else set()
-    missing = set() if star else loads - stores
-    if (trimmed := without_prose(code, verdict.tree, missing)) != code:
-        return make_piece(trimmed, compiler, max(cost, 1), rank, order)
-    whole = any(isinstance(n, DEFINITIONS) and not is_stub(n) and not is_test(n) for n in verdict.tree.body)
-    level = 2 if whole or loads & {"input", "stdin"} else int(bool(loads & {"print", "stdout"}) and not missing)
-    if not level and (rank == 0 or rank == 1 and cost == 2):
-        return None
-    return Piece(code, verdict.tree, verdict.reason == "ok", level, missing, cost, rank, order)
+            broken = block.verdict.reason == "syntax_error"
+            add(block.body, broken, 1 if broken and not block.tag else -1)
+    if not any(one.level == 2 for one in found):
+        for span in re.findall(r"```(?:python|py)?([^`\n]+)```", text)[:8]:
+            add(span.strip(), False, 0)
+        add(text, True, 1)
+    return found
 
 
-def is_stub(node) -> bool:
-    """Only docstrings, `pass`, `...`, `raise NotImplementedError` and definitions of that: the prompt, echoed."""
-    if isinstance(node, ast.Raise):
-        raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-        return isinstance(raised, ast.Name) and raised.id == "NotImplementedError"
-    if isinstance(node, DEFINITIONS):
-        return all(is_stub(child) for child in node.body)
-    return isinstance(node, ast.Pass) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-
-def is_test(node) -> bool:
-    """`class TestX` or `def test_x()`; with arguments it may well be what was asked for, `def test_prime(n)`."""
-    arguments = isinstance(node, ast.FunctionDef) and (node.args.args or node.args.vararg)
-    return node.name.lower().startswith("test") and not arguments
-
-
-def without_prose(code: str, tree: ast.Module, missing: set[str]) -> str:
-    """First and last statements that only name what nothing defines (`Done`, `Note: this`) are prose that parses."""
-
-    def prose(statement):
-        idle = isinstance(statement, ast.Expr) and not any(isinstance(n, EFFECTS) for n in ast.walk(statement))
-        idle = idle or isinstance(statement, ast.AnnAssign) and not statement.value
-        return idle and any(isinstance(n, ast.Name) and n.id in missing for n in ast.walk(statement))
-
-    first, last = 0, len(tree.body)
-    while first < last and prose(tree.body[first]):
-        first += 1
-    while first < last and prose(tree.body[last - 1]):
-        last -= 1
-    lines = code.split("\n")
-    start = tree.body[first - 1].end_lineno if first else 0
-    return "\n".join(lines[start : tree.body[last - 1].end_lineno if last < len(tree.body) else len(lines)])
-
-
-def find_pieces(lines: list[str], entry_point: str | None, compiler: Compiler) -> list[Piece]:
-    """Candidates in the order of the text: every block, repaired or cut; without a program in any, the whole text."""
-    pieces = []
-
-    def add(code, cost, rank):
-        piece = make_piece(code, compiler, cost, rank, len(pieces))
-        pieces.extend([piece] if piece else [])
-        return piece
-
-    def enough():
-        return any(piece.level == 2 and (not entry_point or defines(piece.tree, entry_point)) for piece in pieces)
-
-    for block in scan(lines, compiler):
-        rank = {"python": 2, "": 1, "other": 0}[block.tag]
-        code, cost = repaired(block.body, compiler)
-        if cost < 2:
-            add(code, max(cost, int(not block.closed)), rank)
-        elif block.tag != "other" and compiler.check(block.body).reason == "syntax_error":
-            for run in runs(code, compiler):
-                add(run, 2, rank)
-    text = "\n".join(lines)
-    for span in re.findall(r"```(?:python|py)?([^`\n]+)```", text)[:8] if not enough() else []:
-        add(span.strip(), 1, 1)
-    if not enough():
-        code, cost = repaired(text, compiler)
-        for run in [code] if cost < 2 else runs(text, compiler):
-            add(run, cost, 0)
-        if not enough() and cost == 2 and code != text:
-            for run in runs(code, compiler):
-                add(run, 2, 0)
-    return pieces
-
-
-def merges(pieces: list[Piece], compiler: Compiler) -> list[Piece]:
-    """For each program that lacks names, and each bare `main()`: it behind the candidates that define the names."""
-    merged, binds = [], {id(piece): bound(piece.tree.body) for piece in pieces}  # once: each is a walk over the tree
-    for piece in pieces[-16:]:
-        need, chosen, own = piece.missing, [], {n.name for n in piece.tree.body if isinstance(n, DEFINITIONS)}
-        if not need or piece.level < 2 and not all(map(is_start, piece.tree.body)):
-            continue
-        for other in sorted(pieces, key=lambda p: (p.order > piece.order, abs(p.order - piece.order))):
-            names = binds[id(other)]
-            # one that defines the same functions is another version of this piece, not its complement
-            if names & need and not own & {n.name for n in other.tree.body if isinstance(n, DEFINITIONS)}:
-                chosen.append(other)
-                need = (need | other.missing) - set().union(*(binds[id(p)] for p in [*chosen, piece]))
-        chosen = [*sorted(chosen, key=lambda p: p.order), piece]
-        if len(chosen) > 1:
-            cost, rank = max(p.cost for p in chosen), min(p.rank for p in chosen)
-            order = max(p.order for p in chosen) + 0.5
-            merged.append(make_piece("\n\n".join(p.code for p in chosen), compiler, cost, rank, order))
-    return [piece for piece in merged if piece]
-
-
-def is_start(node) -> bool:
-    """`main()`, also under `if __name__ == "__main__":`."""
-    if isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and isinstance(node.test.left, ast.Name):
-        return node.test.left.id == "__name__" and all(map(is_start, node.body))
-    call = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args and not call.keywords
-
-
-WHY = (
-    "does not define the entry point",
-    "is less of a program (a usage example, a test, a stub)",
-    "lacks names that it uses",
-    "is a stub or a method without its class",
-    "is repaired or cut",
-    "is in no Python fence",
-    "comes earlier",
+# What a line of a program may begin with where no fence says where it begins.
+START = re.compile(
+    r"[ \t]*(?:@\w|[\"']{3}|#|(?:async )?def \w|class \w|import \w|from [\w.]+ import|try:|"
+    r"(?:if|for|while|with)\b.*:|[\w.]+\(.*\)|print\(|[\w.\[\], ]+ ?[-+*/%|&]?= ?\S)"
 )
 
 
-def score(piece: Piece, entry_point: str | None) -> tuple:
-    """Larger is better; what a smaller value means is in WHY."""
-    odd = any(isinstance(node, DEFINITIONS) and is_stub(node) or isinstance(node, ast.FunctionDef)
-              and node.args.args and node.args.args[0].arg == "self" for node in piece.tree.body)  # fmt: skip
-    entry = bool(entry_point) and defines(piece.tree, entry_point)
-    return entry, piece.level, not piece.missing, not odd, -piece.cost, piece.rank > 0, piece.order
+def programs(text: str, compiler: Compiler, may_cut: bool) -> list[tuple[str, bool]]:
+    """[(code, whether it is whole)]: `text`, repaired until it compiles; else runs of its lines:
+    from each line that may begin a program, the longest that compiles."""
+    for repaired in repairs(text):
+        if compiler[repaired].reason != "syntax_error":
+            return [(repaired, True)]
+    lines, found, i = repaired[-MAX_SOURCE:].split("\n") if may_cut else [], [], 0
+    while i < len(lines) and compiler.left > 0:
+        end, depth = i, indentation(lines[i])
+        if START.match(lines[i][:200]):
+            while end < len(lines) and CUT not in lines[end] and not lines[end][:depth].strip():
+                end += 1
+        while end > i:
+            code = "\n".join(line[depth:] for line in lines[i:end])
+            verdict = compiler[code]
+            if verdict.tree:
+                found.append((code, False))
+                break
+            end = min(end, i + (verdict.line or end)) - 1  # what goes past the error can't compile
+        i = max(i + 1, end)
+    return found
 
 
-def explain(piece: Piece, scored: tuple, best: tuple) -> str:
-    """One line for a candidate: that it won, or the first respect in which its score is worse than the best."""
-    pairs = zip(WHY, scored, best, strict=True)
-    why = next(("lost: it " + why for why, one, other in pairs if one != other), "won")
-    return f"candidate {piece.order + 1:g} {why}: {piece.code.strip()[:60]!r}"
+TYPOGRAPHY = str.maketrans("“”„‘’\u00a0\u202f\u3000–−", '"""\'\'   --', "\u200b\u200c\u200d\ufeff")
+# A string or comment that ends (kept), one that does not, or text without quotes: linear.
+TOKENS = re.compile(
+    r"""(?s)(?P<kept>"{3}.*?(?:"{3}|\Z)|'{3}.*?(?:'{3}|\Z)|"(?:\\[^\n]|[^"\\\n])*"|"""
+    r"""'(?:\\[^\n]|[^'\\\n])*'|#[^\n]*)|"[^\n]*|'[^\n]*|[^"'#]+"""
+)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# fuzzing, measurement, command line
+def repairs(text: str):
+    """`text`, then with quotes, spaces and tabs made plain outside strings, without common
+    indentation, prompts of a session, numbers before every line."""
+    yield text
+
+    def plain(token):
+        return token[0] if token["kept"] else token[0].translate(TYPOGRAPHY).expandtabs(4)
+
+    yield (text := textwrap.dedent(TOKENS.sub(plain, text)))
+    if text.lstrip().startswith(">>>"):
+        yield (text := "\n".join(re.findall(r"(?m)^[ \t]*(?:>>>|\.\.\.) ?(.*)", text)))
+    changed, count = re.subn(r"(?m)^[ \t]*\d+(?:[ \t]*[:|.)])?(?=[ \t]|$)", "", text)
+    if count == sum(bool(line.strip()) for line in text.split("\n")):
+        yield textwrap.dedent(changed)
 
 
-def hostile(rng: random.Random, programs: list[str]) -> str:
-    """A response nobody would write: program text and fences, cut, repeated, nested, with odd characters."""
-    parts = [
-        "```", "```python\n", "\n```\n", "~~~", "<think>", "</think>", "\x00", "\ud800", "\f", "\t", "\r\n", "\u2028",
-        '"""', "'", "\\", "(", "[", "{", "finally:", "try:\n", "lambda:", "not ", "- ", "\u201c", ">>> ", "1: ", "%x",
-        "if x:", "\n    ", "x = 1\n", "def f():\n", "return", "\\d", "é", "0x", "9" * 50, ":=", "*", "prose ", "&lt;",
-        "\ufeff", "> ", "class A:0\n", "with a: ", "match x:\n", "async ", "f'{", "@a\n", ";", "main()\n", "Done\n",
-    ]  # fmt: skip
-    text = ""
-    for _ in range(rng.randint(1, 12)):
-        part = rng.choice(parts) if rng.random() < 0.7 else rng.choice(programs)
-        text += part * (rng.choice((1, 1, 1, 2, 30, 300)) if len(part) < 12 else 1)
-    for _ in range(rng.randint(0, 4)):  # delete, duplicate or swap a span
-        a, b = sorted(rng.randrange(len(text) + 1) for _ in range(2))
-        text = rng.choice((text[:a] + text[b:], text[:b] + text[a:], text[b:] + text[:a]))[:20_000]
-    return text
-
-
-def fuzz(count: int, seed: int = 0) -> dict:
-    """Runs `count` hostile texts through every mode; raises AssertionError where an answer breaks the contract."""
-    with open(__file__, encoding="utf-8") as file:
-        source = file.read()
-    programs = [source[i : i + 700] for i in range(0, len(source) - 700, 700)]
-    rng, slowest, tally = random.Random(seed), 0.0, {}
-    for _ in range(count):
-        text = hostile(rng, programs)
-        for mode in MODES:
-            start, entry_point = time.process_time(), rng.choice((None, "f", "Solution.f"))
-            code, reason = extract_code(text, mode, entry_point)
-            slowest = max(slowest, time.process_time() - start)
-            tally[f"{mode} {reason}"] = tally.get(f"{mode} {reason}", 0) + 1
-            assert reason in REASONS and (code is not None) == (reason == "ok"), (text, mode, code, reason)
-            if code is not None and mode in ("strict", "recover"):
-                verdict = Compiler().check(code)
-                assert verdict.reason == "ok", (text, mode, code)
-                assert not entry_point or defines(verdict.tree, entry_point), (text, mode, code)
-    return {"slowest_s": round(slowest, 3), **dict(sorted(tally.items()))}
-
-
-def garblings(code: str, rng: random.Random) -> dict[str, tuple[str, str]]:
-    """{kind: (response, program that must come back)} for a known program; the known truth of --measure."""
-    lines = code.split("\n")
-    fenced = f"```python\n{code}\n```"
-    cut = code[: rng.randint(len(code) // 3, len(code) - 1)]
-    kept = cut.split("\n")
-    while kept and Compiler().check("\n".join(kept)).tree is None:
-        kept.pop()
-    usage = "```python\nprint(solution_result)\n```"
-    doctest = "\n".join(("... " if line[:1].isspace() else ">>> ") + line for line in lines)
-    return {
-        "fenced": (f"Here is the solution:\n\n{fenced}\n\nIt works.", code),
-        "fence with odd tag": (f"Here it is:\n\n``` Python 3.11 \n{code}\n```\n", code),
-        "CRLF": (f"Sure.\n{fenced}\nDone.".replace("\n", "\r\n"), code),
-        "draft in thoughts": (f"<think>\n```python\n{cut}\n```\n</think>\n{fenced}", code),
-        "usage block after it": (f"{fenced}\nUse it like this:\n{usage}", code),
-        "split in two blocks": (f"```python\n{lines[0]}\n```\nthen\n{fenced}", code),
-        "unclosed": (f"Here:\n```python\n{code}", code),
-        "no fence": (f"The function below does this.\n\n{code}\n\nIt runs in linear time.", code),
-        "indented, no fence": (f"The function:\n\n{textwrap.indent(code, '    ')}\n\nIt runs in linear time.", code),
-        "line numbers": ("```\n" + "\n".join(f"{n:3d}  {line}" for n, line in enumerate(lines, 1)) + "\n```", code),
-        "doctest": (f"```python\n{doctest}\n```", code),
-        "smart quotes": (fenced.replace('"', "\u201d").replace("'", "\u2019"), code),
-        "prose in the fence": (f"```python\n{code}\n\nThis function returns the result.\n```", code),
-        "magics": (f"```python\n%matplotlib inline\n!pip install numpy\n{code}\n```", code),
-        "truncated": (f"Here:\n```python\n{cut}", "\n".join(kept)),
-    }
-
-
-def measure(path: str) -> None:
-    """Prints the share of programs found, per mode: known ones garbled, compared as syntax trees, or real responses."""
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    for number, row in enumerate(rows, 1):
-        value = row.get("code", row.get("response")) if isinstance(row, dict) else None
-        if not isinstance(value, str) or "code" in row and len(value) < 2:
-            raise ValueError(f"row {number} is {row!r:.80}")
-    hits, wrong, counts, seconds = {}, dict.fromkeys(MODES, 0), {}, dict.fromkeys(MODES, 0.0)
-    for number, row in enumerate(rows):
-        if "code" in row:
-            cases = garblings("\n".join(split_lines(row["code"])).strip("\n"), random.Random(number))
+def read_candidate(code: str, compiler: Compiler, whole: bool, order: float) -> Candidate | None:
+    """`code` without the prose at its ends, if anything is left."""
+    verdict = compiler[code]
+    compiler.left -= len(code)  # the walks below take as long as compiling
+    if not verdict.tree or compiler.left <= 0:
+        return None
+    body, reads, stores = verdict.tree.body, set(), {*dir(builtins), "__name__", "__file__"}
+    for node in ast.walk(verdict.tree):
+        if isinstance(node, ast.Name):
+            (reads if isinstance(node.ctx, ast.Load) else stores).add(node.id)
+        elif isinstance(node, ast.alias):
+            stores.add((node.asname or node.name).split(".")[0])
         else:
-            cases = {row.get("shape", "response"): (row["response"], None)}
-        for kind, (text, truth) in cases.items():
-            known = Compiler().check(truth) if truth is not None else None
-            if known and known.reason != "ok":
-                continue  # cut so early that no program is left
-            counts[kind] = counts.get(kind, 0) + 1
-            for mode in MODES:
-                start = time.perf_counter()
-                code = extract_code(text, mode).code
-                seconds[mode] += time.perf_counter() - start
-                back = Compiler().check(code).tree if code is not None else None
-                same = back is not None and (known is None or ast.dump(back) == ast.dump(known.tree))
-                hits[kind, mode] = hits.get((kind, mode), 0) + same
-                wrong[mode] += code is not None and not same
-    calls = sum(counts.values())
-    if not calls:
-        raise ValueError("no row holds a program")
-    print(f"{'response':28}{'n':>6}" + "".join(f"{mode:>10}" for mode in MODES))
-    for kind, n in counts.items():
-        print(f"{kind:28}{n:6}" + "".join(f"{hits[kind, mode] / n:10.3f}" for mode in MODES))
-    print(f"{'another text or no program':34}" + "".join(f"{wrong[mode] / calls:10.3f}" for mode in MODES))
-    print(f"{'responses per second':34}" + "".join(f"{calls / seconds[mode]:10.0f}" for mode in MODES))
+            stores |= {getattr(node, key, None) for key in ("name", "arg", "rest")}
+    missing = set() if "*" in stores else reads - stores
+    kept = [i for i, node in enumerate(body) if not is_prose(node, missing)]
+    if not kept:
+        return None
+    if kept[0] > 0 or kept[-1] < len(body) - 1:
+        start = body[kept[0] - 1].end_lineno if kept[0] else 0
+        trimmed = "\n".join(code.split("\n")[start : body[kept[-1]].end_lineno])
+        if trimmed != code:  # `x = 1; Done` is one line
+            return read_candidate(trimmed, compiler, whole, order)
+    if "input" in reads or "stdin" in code or any(map(is_solution, body)):
+        level = 2
+    else:
+        level = 1 if "print" in reads and not missing else -(verdict.reason == "vacuous")
+    return Candidate(code, verdict.tree, level, missing, bound(body), whole, order)
+
+
+def is_prose(node: ast.stmt, missing: set[str]) -> bool:
+    """`Done` and `Note: this` parse, and only name what nothing defines."""
+    idle = isinstance(node, ast.Expr) or isinstance(node, ast.AnnAssign) and not node.value
+    inner = list(ast.walk(node)) if idle else []
+    names = {one.id for one in inner if isinstance(one, ast.Name)}
+    return bool(names & missing) and not any(isinstance(one, EFFECTS) for one in inner)
+
+
+def is_solution(node: ast.stmt) -> bool:
+    """A function or class that is no test, and no stub (the prompt, echoed)."""
+    if not isinstance(node, DEFINITIONS):
+        return False
+    arguments = isinstance(node, ast.FunctionDef) and (node.args.args or node.args.vararg)
+    test = node.name.lower().startswith("test") and not arguments  # `test_prime(n)` is none
+    idle = (*DEFINITIONS, ast.Pass, ast.Raise)
+    work = [
+        one for one in ast.walk(node) if isinstance(one, ast.stmt) and not isinstance(one, idle)
+    ]
+    texts = [
+        one for one in work if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)
+    ]
+    return not test and len(work) > len(texts)
+
+
+def merged(one: Candidate, found: list[Candidate], compiler: Compiler) -> Candidate | None:
+    """A program that lacks names, or a bare `main()`, behind the candidates that define them."""
+    calls = [node for node in ast.walk(one.tree) if isinstance(node, ast.Call)]
+    start = calls and not any(call.args or call.keywords for call in calls)
+    if not one.missing or one.level < 2 and not start:
+        return None
+    need = set().union(*(other.missing for other in found))
+    own = {node.name for node in one.tree.body if isinstance(node, DEFINITIONS)}
+    # one that defines the same functions is another version of this one, not its complement
+    parts = [o for o in found if o.binds & need and not o.binds & own and o is not one]
+    order = max(part.order for part in [*parts, one]) + 0.5
+    code = "\n\n".join(part.code for part in [*parts, one])
+    return read_candidate(code, compiler, one.whole, order) if parts else None
+
+
+# --------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
     args = parse_args(Args, positional="file")
-    if args.mode not in MODES:
-        raise UserError(f"mode {args.mode!r}: expected one of {', '.join(MODES)}; change --mode")
-    if args.fuzz:
-        return print(json.dumps(fuzz(args.fuzz), indent=1))
+    check_choice(args, mode=MODES)
     try:
-        if args.measure:
-            return measure(args.measure)
         if args.file == "-":
             raw = sys.stdin.buffer.read()
         else:
             with open(args.file, "rb") as file:
                 raw = file.read()
-    except (OSError, ValueError, KeyError, RecursionError) as error:
-        wanted = "rows with `code` or `response`" if args.measure else "a text file"
-        raise UserError(f"{args.measure or args.file}: {error!r}; expected {wanted}") from error
-    log: list[str] = []
-    code, reason = extract_code(raw.decode("utf-8", "replace"), args.mode, args.entry_point, log)
-    if args.explain:
-        print("\n".join(log) or "no candidates", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{args.file}: {error}; expected a text file, or - for stdin") from error
+    code, reason = extract_code(raw.decode("utf-8", "replace"), args.mode, args.entry_point)
     if code is None:
         print(reason, file=sys.stderr)
         sys.exit(1)
-    sys.stdout.buffer.write(code.encode("utf-8", "replace") + b"\n")
+    sys.stdout.buffer.write(code.encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ pytest tests/test_extract.py -m slow        # 2,000 hostile texts through every 
 """
 
 import ast
-import json
+import doctest
 import random
 import re
 import subprocess
@@ -16,9 +16,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from extract_fuzz import fuzz, garblings, hostile
 
 import extract
-from extract import MODES, Compiler, extract_code, fuzz, garblings
+from extract import MODES, extract_code
 
 F = "def f(x):\n    return x + 1"
 USE = "print(f(2))"
@@ -92,6 +93,8 @@ TABLE = [
     ("strict thought never closed", f"<think>\n{fence(F)}", "strict", "unclosed"),
     ("strict tags in the program", fence("a = '<think>'\nb = '</think>'\n" + F), "strict",
      "a = '<think>'\nb = '</think>'\n" + F),
+    ("strict CRLF and tags in a comment", fence("x = 1\n# <think>\ny = 2").replace("\n", "\r\n"), "strict",
+     "x = 1\n# <think>\ny = 2"),
     ("strict closing tag in a string", fence('P = """\n</think>\n"""\n' + F), "strict", 'P = """\n</think>\n"""\n' + F),
     ("strict closing tag in a comment", fence("# </think> ends\n" + F), "strict", "# </think> ends\n" + F),
     ("strict unclosed fence in thoughts", f"```python\nx = (\n</think>\n{fence(F)}", "strict", F),
@@ -105,6 +108,23 @@ TABLE = [
     ("strict blank block", fence("  "), "strict", "empty"),
     ("strict nul", fence("x = 1\0"), "strict", "syntax_error"),
     ("strict surrogate", fence("x = '\ud800'"), "strict", "syntax_error"),
+    ("last surrogate", fence("x = '\ud800'"), "last", "syntax_error"),
+    ("last nul", fence("x = '\0'"), "last", "syntax_error"),
+    # strict: every character of the block, or a reason
+    ("strict code on the fence line", "```python def f(x):\n    return x + 1\n```", "strict", F),
+    ("strict import on the fence line", "```python from math import pi\nx = pi\n```", "strict", "from math import pi\nx = pi"),
+    ("strict assignment on the fence line", "```py n=5\nprint(n)\n```", "strict", "n=5\nprint(n)"),
+    ("strict pass on the fence line", "```python while 1:\n    x = 1\n```", "strict", "while 1:\n    x = 1"),
+    ("strict comment on the fence line", "```python # adds\nx = 1\n```", "strict", "# adds\nx = 1"),
+    ("strict words on the fence line", "```python solution.py\nx = 1\n```", "strict", "x = 1"),
+    ("strict call of a name like the tag", "```py(1)\nx = 2\n```", "strict", "not_python"),
+    ("strict code without a tag on the fence line", "```n = 5\nprint(n)\n```", "strict", "not_python"),
+    ("strict code on the fence line, broken", "```python def f(x:\n    return x + 1\n```", "strict", "syntax_error"),
+    ("strict code behind the closing fence", "```python\nx = 1\n``` y = 2\n```", "strict", "syntax_error"),
+    ("strict a thought in the block", "Ok: ```python\nx = 1\n# <think>\ny = 2\n# </think>\nz = 3\n```", "strict",
+     "syntax_error"),
+    ("recover code on a bare fence line", "```n = int(input())\nprint(n * 2)\n```", "recover",
+     "n = int(input())\nprint(n * 2)"),
     ("strict too large", fence("x = 1\n" * 60_000), "strict", "too_large"),
     ("strict form feed", fence("x = 1\n\f\n" + F), "strict", "x = 1\n\f\n" + F),
     # recover
@@ -125,7 +145,6 @@ TABLE = [
     ("recover line numbers with colons", fence(" 9: def f(x):\n10:     return x + 1"), "recover", F),
     ("recover smart quotes", fence("def f(x):\n    return “it’s” + x"), "recover", 'def f(x):\n    return "it\'s" + x'),
     ("recover non-breaking spaces", fence("def f(x):\n\u00a0\u00a0\u00a0 return x + 1"), "recover", F),
-    ("recover entities", fence("def f(x):\n    return x &lt;= 1"), "recover", "def f(x):\n    return x <= 1"),
     ("recover uniform indentation", fence("    def f(x):\n        return x + 1"), "recover", F),
     ("recover prose in the fence", fence(F + "\n\nThis returns the next number."), "recover", F),
     ("recover prose before the code in the fence", fence("Here is the code:\n" + F), "recover", F),
@@ -155,9 +174,6 @@ TABLE = [
      "recover", F),
     ("recover a function that only sounds like a test", "So:\n\ndef test_prime(n):\n    return n == 2\n\nDone now.",
      "recover", "def test_prime(n):\n    return n == 2"),
-    ("recover entities that compile", fence("def f(x):\n    return x &lt; 1"), "recover", "def f(x):\n    return x < 1"),
-    ("recover entities in strings stay", fence("def f(x):\n    return '&lt;' if x &lt; 1 else 2"), "recover",
-     "def f(x):\n    return '&lt;' if x < 1 else 2"),
     ("recover smart quotes in strings stay", fence('def f(x):\n\u00a0\u00a0return "it\u2019s \u201cx\u201d"'), "recover",
      'def f(x):\n  return "it\u2019s \u201cx\u201d"'),
     ("recover tabs and spaces", fence("def f(x):\n\ty = x\n    return y"), "recover", "def f(x):\n    y = x\n    return y"),
@@ -170,13 +186,16 @@ TABLE = [
     ("recover one line of Java is no program", fence("int x;\nlist.add(x);", "java"), "recover", "not_python"),
     ("recover a setting in prose is no program", "Set\nspark.memory.fraction=0.75\nto mend it.", "recover", "no_block"),
     ("recover does not cut what is too large", fence("x = 1\n" * 60_000), "recover", "too_large"),
+    ("recover a name behind a semicolon", fence("x = 1; Done"), "recover", "x = 1; Done"),
     ("recover prose", "I think that is correct: well done.\nYes\nno", "recover", "no_block"),
     ("recover Java", fence("public class A { int x; }", "java"), "recover", "not_python"),
     ("recover nothing", "", "recover", "empty"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("response, mode, expected", [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+@pytest.mark.parametrize(
+    "response, mode, expected", [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
 def test_table(response, mode, expected):
     code, reason = extract_code(response, mode)
     if expected in extract.REASONS:
@@ -225,7 +244,7 @@ def released_rule(text):
 def test_paper_agrees_with_the_released_rule():
     rng = random.Random(1)
     responses = [row[1] for row in TABLE if "large" not in row[0]]
-    responses += [extract.hostile(rng, responses) for _ in range(1500)]
+    responses += [hostile(rng, responses) for _ in range(1500)]
     assert sum(bool(released_rule(text)) for text in responses) > 30
     for text in responses:
         assert (extract_code(text, "paper").code or "") == released_rule(text), text
@@ -250,15 +269,15 @@ HUGE = {
     "sum": fence("x = " + "+".join("1" * 60_000)), "attributes": fence("x = a" + ".b" * 60_000),
     "finally": fence(nested_finally(19)), "opening fences": "```python\n" * 300_000, "code": (F + "\n") * 120_000,
     "prose": "if you can see this: well, no.\n" * 100_000, "quotes": '"' * 3_000_000, "escapes": fence("x = '\\d'"),
-    # one compilation each takes 20 s, 5 s and 3 s without the limit of squared(), and the next ones minutes in emitted()
-    "classes": fence("class A:0\n" * 26_000), "fields": fence("x = f'" + "{x}" * 80_000 + "'"),
-    "keywords": fence("f(" + ", ".join(f"a{i}=1" for i in range(20_000)) + ")"), "nested": fence(nested_finally(90)),
-    "returns": fence("def f():\n try:\n  " + "return;" * 18_000 + "\n finally:\n  " + "x;" * 18_000),
+    # the slowest to compile of MAX_SOURCE characters; the next two take minutes and all memory without emitted()
+    "classes": fence("class A:0\n" * 9_900), "fields": fence("x = f'" + "{x}" * 33_000 + "'"),
+    "keywords": fence("f(" + ", ".join(f"a{i}=1" for i in range(11_000)) + ")"), "nested": fence(nested_finally(90)),
+    "returns": fence("def f():\n try:\n  " + "return;" * 9_000 + "\n finally:\n  " + "x;" * 18_000),
     # lines that an ambiguous expression would try in exponentially or quadratically many ways
     "bullets": ("-  " * 320 + "x```\n") * 3000, "tildes": "~" * 3_000_000 + "`\n<think>", "tildes2": ("~" * 990 + "`\n") * 3000,
     "open strings": fence("x = (\n" + '\\"\\\n' * 60_000), "glued fences": "x = 1 ```\n" * 300_000,
     "tags": "<think>\n</think>\n```python\n" * 110_000, "lines": "\n" * 3_000_000 + "x</think>" * 64,
-    "statements": (fence("x\n" * 130_000) + "\n") * 10, "comparisons": "a<b<c<d;x=1;" * 240_000,
+    "statements": (fence("x\n" * 49_000) + "\n") * 10, "comparisons": "a<b<c<d;x=1;" * 240_000,
     "blocks": (fence(F) + "\n") * 80_000, "triple quotes": fence('"""\n') * 100_000, "thoughts": "<think>" * 400_000,
 }  # fmt: skip
 
@@ -272,28 +291,15 @@ def test_huge_texts_end_soon(name):
 
 
 def test_a_slow_clock_changes_nothing(monkeypatch):
-    text = "\n".join(fence(f"def f{i}(x):\n    return f{i + 1}(x)\n" + "Now this.\n" * (i % 3)) for i in range(40))
+    text = "\n".join(
+        fence(f"def f{i}(x):\n    return f{i + 1}(x)\n" + "Now this.\n" * (i % 3))
+        for i in range(40)
+    )
     before = [extract_code(text, mode) for mode in MODES]
     now = iter(range(0, 10**9, 1000))
     for name in ("time", "monotonic", "perf_counter", "process_time"):
         monkeypatch.setattr(time, name, lambda: next(now))
     assert [extract_code(text, mode) for mode in MODES] == before
-
-
-def test_paper_knows_no_limit_but_those_of_the_parser():
-    code = "class A:0\n" * 20_000
-    assert extract_code(fence(code), "paper").code == code.strip()
-    assert extract_code(fence(code), "strict").reason == "too_large"
-
-
-def test_attempts_and_size_are_limited(monkeypatch):
-    compiled = []
-    check = Compiler._check
-    monkeypatch.setattr(Compiler, "_check", lambda self, *a: (compiled.append(self), check(self, *a))[1])
-    extract_code((F + " x\n") * 5_000, "recover")
-    assert len(set(compiled)) == 1  # one budget a call, and it is not overdrawn
-    assert all(compiler.attempts >= 0 for compiler in compiled)
-    assert extract.MAX_ATTEMPTS <= 64 and extract.MAX_COMPILED <= 4 * 2**20
 
 
 def test_warnings_do_not_refuse_a_program():
@@ -317,6 +323,44 @@ def test_garbled_programs_come_back():
         assert got and ast.dump(ast.parse(got)) == ast.dump(ast.parse(truth)), kind
 
 
+@pytest.mark.parametrize(
+    "names", ["raise AssertionError", "return 'unterminated triple-quoted on line 3'"]
+)
+def test_messages_of_the_compiler_decide_nothing(names, monkeypatch):
+    """The text of an error is for people: the answers are the same whatever it says."""
+    responses = [row[1:3] for row in TABLE if "large" not in row[0]]
+    before = [extract_code(*row) for row in responses]
+
+    def parse(source, parse=ast.parse):
+        try:
+            return parse(source)
+        except SyntaxError as error:
+            raise SyntaxError(names, (None, error.lineno, 0, "")) from None
+
+    monkeypatch.setattr(ast, "parse", parse)
+    assert [extract_code(*row) for row in responses] == before
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x = " + "-" * 90_000 + "1",
+        "x = " + "[" * 900 + "]" * 900,
+        "x" + "()" * 40_000,
+        "if a:\n x\n" + "elif a:\n x\n" * 8000,
+        "f(" * 3000 + ")" * 3000,
+    ],
+)
+def test_deep_nesting_has_an_answer(source):
+    for mode in MODES:
+        assert extract_code(fence(source), mode, "f").reason in extract.REASONS
+
+
+def test_docstring_examples_and_reasons():
+    assert doctest.testmod(extract).attempted >= 2 and doctest.testmod(extract).failed == 0
+    assert all(f"      {reason} " in extract_code.__doc__ for reason in extract.REASONS)
+
+
 def test_unknown_mode():
     with pytest.raises(ValueError, match="expected one of paper, last, strict, recover"):
         extract_code("", "lenient")
@@ -324,49 +368,32 @@ def test_unknown_mode():
 
 def run(*args, text=""):
     script = str(Path(extract.__file__))
-    return subprocess.run([sys.executable, script, *args], input=text, capture_output=True, text=True, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, script, *args],
+        input=text,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
 
 
 def test_command_line(tmp_path):
     path = tmp_path / "response.txt"
     path.write_text(fence(F) + "\n" + fence(USE))
-    ok = run("--mode", "recover", "--explain", str(path))
-    assert (ok.returncode, ok.stdout) == (0, F + "\n") and "won" in ok.stderr and "usage" in ok.stderr
+    ok = run("--mode", "recover", str(path))
+    assert (ok.returncode, ok.stdout, ok.stderr) == (0, F + "\n", "")
     refused = run(text=path.read_text())
     assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", "many_blocks\n")
     unknown = run("--mode", "lenient", str(path))
     assert unknown.returncode == 2 and "lenient" in unknown.stderr and "--mode" in unknown.stderr
     missing = run(str(tmp_path / "none.txt"))
-    assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "none.txt" in missing.stderr
+    assert (
+        missing.returncode == 2 and missing.stderr.count("\n") == 1 and "none.txt" in missing.stderr
+    )
     assert run("--entry-point", "g", "-", text=fence(F)).stderr == "no_entry_point\n"
-
-
-def test_measure_counts_known_programs_and_real_responses(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    rows = [{"code": F}, {"response": fence(F), "shape": "one_block"}, {"response": "No.", "shape": "prose"}]
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    lines = {line[:28].strip(): line[28:].split() for line in run("--measure", str(path)).stdout.splitlines()}
-    assert lines["doctest"] == ["1", "0.000", "0.000", "0.000", "1.000"]
-    assert lines["one_block"] == ["1", "1.000", "1.000", "1.000", "1.000"]
-    assert lines["prose"] == ["1", "0.000", "0.000", "0.000", "0.000"]
-    path.write_text('{"text": 1}')
-    refused = run("--measure", str(path))
-    assert refused.returncode == 2 and "`response`" in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_a_closed_thought_may_end_in_a_backtick():
     for thought in ("Let me use `sorted`", "\n```python\nprint(0)\n```"):
         text = f"<think>{thought}</think>\n```python\nprint(1)\n```"
         assert extract_code(text, "strict") == ("print(1)", "ok"), text
-
-
-def test_recover_walks_each_tree_once(monkeypatch):
-    """Blocks that lack each other's names: the work grew with their number squared times their size."""
-    n, calls, bound = 20, [], extract.bound
-    monkeypatch.setattr(extract, "bound", lambda body: (calls.append(1), bound(body))[1])
-    text = "".join(
-        f"```python\ny{i}=1\n" + f"def g{i}(): return m{i}, " + ", ".join(f"y{j}" for j in range(n) if j != i)
-        + "\n```\n" for i in range(n)
-    )  # fmt: skip
-    assert extract_code(text, "recover").code
-    assert len(calls) <= 4 * n

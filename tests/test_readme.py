@@ -47,7 +47,7 @@ VARIANTS = {
     "python problems.py": ("", ""),
     "python tiny/make.py": (None, "20 minutes"),
     "python sandbox.py --check": ("", ""),
-    "python extract.py": ("", ""),
+    "python tests/extract_fuzz.py": (None, "tests/test_extract.py runs its parts"),
 }
 FILES = {  # stands for files that a user has
     "mbpp.jsonl": [

@@ -18,13 +18,12 @@ The run folder (--out) holds args.json, metrics.csv, samples.jsonl, result.json 
 same command goes on after a kill. Shapes: B answers to one prompt, T time.
 """
 
-import dataclasses
 import json
 import math
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -187,44 +186,33 @@ def reward_rm(rollouts, judges):
 def reward_exec(rollouts, judges):
     """1 if all tests that the reward sees pass, else 0; None where the sandbox failed, not the
     program: such a sample is left out."""
-    for r, seen in zip(rollouts, seen_by_reward(rollouts, judges), strict=True):
+    for r, seen in zip(rollouts, run_seen_tests(rollouts, judges), strict=True):
         r.reward = None if seen.verdict in NOT_GRADED else float(seen.verdict == "pass")
 
 
 def reward_partial(rollouts, judges):
     """The share of all tests that pass. (The released code stops at the first failure and divides
     by the tests run so far: a program that fails test 10 of 100 gets 9/10.)"""
-    for r, seen in zip(rollouts, seen_by_reward(rollouts, judges), strict=True):
+    for r, seen in zip(rollouts, run_seen_tests(rollouts, judges), strict=True):
         r.reward = None if seen.verdict in NOT_GRADED else seen.pass_rate
 
 
-REWARDS = {"rm": reward_rm, "exec": reward_exec, "partial": reward_partial}
-NEEDS_TESTS = ("exec", "partial")
-
-
-def seen_by_reward(rollouts, judges):
-    """Rollouts with the verdicts of the tests that the reward sees: all of a problem's, executed
-    here, or with --reward-tests K a fixed random choice of K."""
-    args, few = judges.args, rollouts
+def run_seen_tests(rollouts, judges):
+    """Executes the tests that the reward sees -> rollouts with their verdicts. They are all of a
+    problem's, or with --reward-tests K a choice of K that depends on seed and problem alone."""
+    args, seen = judges.args, rollouts
     if args.reward_tests:
-        few = [dataclasses.replace(r, problem=few_tests(r.problem, args)) for r in rollouts]
-    execute(judges.sandbox, few, stop_early=args.reward != "partial")
-    return few
+        seen = []
+        for r in rollouts:
+            tests, rng = r.problem.tests, random.Random(f"tests-{args.seed}-{r.problem.id}")
+            cases = rng.sample(tests.cases, min(args.reward_tests, len(tests.cases)))
+            problem = replace(r.problem, tests=replace(tests, cases=cases))
+            seen.append(replace(r, problem=problem))
+    execute(judges.sandbox, seen, stop_early=args.reward != "partial")
+    return seen
 
 
-def few_tests(problem, args):
-    """The problem with K of its tests; which ones depends on the seed and the problem alone."""
-    cases, rng = problem.tests.cases, random.Random(f"tests-{args.seed}-{problem.id}")
-    chosen = rng.sample(cases, min(args.reward_tests, len(cases)))
-    return dataclasses.replace(problem, tests=dataclasses.replace(problem.tests, cases=chosen))
-
-
-def judge(rollouts, judges, with_audit=True):
-    """Fills in rewards, and `with_audit` the verdicts of all tests."""
-    REWARDS[judges.args.reward](rollouts, judges)
-    unknown = [r for r in rollouts if r.verdict is None and r.problem.tests]
-    if with_audit and unknown:
-        execute(judges.sandbox, unknown)
+REWARDS = {"rm": reward_rm, "exec": reward_exec, "partial": reward_partial}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -307,13 +295,6 @@ def grpo_loss(
     return (loss_BT * weight_BT).sum(), metrics
 
 
-def micro_batches(group, token_budget):
-    """The samples of a group that are trained on -> (prompt ids, lists that fit a pass)."""
-    trained = [r for r in group if r.advantage != 0.0]
-    room = token_budget - len(group[0].prompt_ids)
-    return group[0].prompt_ids, cut_rows(trained, lambda r: len(r.ids), room)
-
-
 def update(model, reference, optimizer, groups, args, device, world=1):
     """--updates optimizer steps on the groups that carry a signal -> the step's metrics, means over
     tokens. All ranks call it, each with its groups.
@@ -330,8 +311,12 @@ def update(model, reference, optimizer, groups, args, device, world=1):
     sums, mismatch, skipped = Counter(), torch.zeros((), device=device), 0
     for part in range(updates):
         chosen = numbers[part * len(numbers) // updates : (part + 1) * len(numbers) // updates]
-        mine = [micro_batches(g, args.token_budget) for g in groups if g[0].number in chosen]
-        trained = [r for _, batches in mine for batch in batches for r in batch]
+        mine, trained = [], []
+        for group in (group for group in groups if group[0].number in chosen):
+            kept = [r for r in group if r.advantage != 0.0]
+            room = args.token_budget - len(group[0].prompt_ids)
+            mine.append((group[0].prompt_ids, cut_rows(kept, lambda r: len(r.ids), room)))
+            trained += kept
         counts = torch.tensor([len(trained), sum(len(r.ids) for r in trained)], device=device)
         samples, tokens = runs.total(counts).tolist()
         for prompt, past, batch in training_passes(model, mine):
@@ -435,7 +420,7 @@ def load_data(args, tokenizer, judges, log):
         return kept
 
     model = judges.reward_model
-    problems = usable("--problems", args.problems, args.reward in NEEDS_TESTS)
+    problems = usable("--problems", args.problems, args.reward in ("exec", "partial"))
     evaluated = usable("--eval-problems", args.eval_problems, True)
     both = len({p.prompt for p in problems} & {p.prompt for p in evaluated})
     if both:
@@ -451,20 +436,22 @@ def problem_at(number, problems, seed):
     return problems[order[at]]
 
 
-def answer(policy, tokenizer, problems, numbers, judges, evaluation=False, with_audit=True):
-    """Answers to problems -> judged groups of Rollout, a list a problem. Evaluation has a random
-    stream of its own, the same one every time."""
+def answer(policy, tokenizer, problems, numbers, judges, evaluation=False, audit=True):
+    """Answers to problems, with rewards, and with `audit` the verdicts of all tests -> groups of
+    Rollout, a list a problem. Evaluation has a random stream of its own, the same every time."""
     args = judges.args
     sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
     sampling |= {"seed": args.seed, "max_new_tokens": args.max_new_tokens}
     if evaluation:
         sampling |= {"temperature": min(1.0, args.temperature), "seed": 10**9 + args.seed}
-    group = args.eval_group if evaluation else args.group
     groups = rollout(
-        policy, tokenizer, problems, group, numbers, args.extract, args.prompt_style,
-        args.enable_thinking, **sampling,
+        policy, tokenizer, problems, args.eval_group if evaluation else args.group, numbers,
+        args.extract, args.prompt_style, args.enable_thinking, **sampling,
     )  # fmt: skip
-    judge([r for group in groups for r in group], judges, with_audit)
+    rollouts = [r for group in groups for r in group]
+    REWARDS[args.reward](rollouts, judges)
+    if audit:  # unless the reward has asked for all tests already
+        execute(judges.sandbox, [r for r in rollouts if r.verdict is None])
     return groups
 
 
@@ -475,11 +462,11 @@ def sample_step(policy, tokenizer, problems, cursor, step, judges, rank, world):
     used up. Prompts are numbers from `cursor` on, the same on any number of ranks.
     """
     args, groups, missing, rounds = judges.args, [], judges.args.prompts, 1 + judges.args.refill
-    with_audit = (step - 1) % args.audit_every == 0
+    audit = (step - 1) % args.audit_every == 0
     while missing > 0 and rounds > 0:
         numbers = range(cursor, cursor + missing)[rank::world]
         asked = [problem_at(number, problems, args.seed) for number in numbers]
-        new = answer(policy, tokenizer, asked, numbers, judges, with_audit=with_audit)
+        new = answer(policy, tokenizer, asked, numbers, judges, audit=audit)
         set_advantages(new, args)
         groups, cursor, rounds = groups + new, cursor + missing, rounds - 1
         missing -= int(runs.total(torch.tensor(sum(map(has_signal, new)))))

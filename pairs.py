@@ -114,6 +114,8 @@ def load_pairs(spec, limit=None, log=None):
     for item, where in raw_rows(path, limit):
         try:
             found = FORMATS[kind](as_row(item, where), where)
+            if not found[0].prompt.strip():
+                raise RowError(where, "the statement is empty", found[0].prompt)
         except RowError as error:
             if kind == "own":
                 raise
@@ -124,7 +126,7 @@ def load_pairs(spec, limit=None, log=None):
             if len(sides) == 2 and "" not in sides:
                 pairs.append(pair)
             else:
-                error = RowError(where, "the sides read alike, or one is empty")
+                error = RowError(where, "the sides read alike, or one is empty", pair.chosen)
                 left_out.setdefault(error.reason, []).append(error)
     lines = [f"  left out {len(errors)}: {errors[0]}" for errors in left_out.values()]
     count = sum(map(len, left_out.values()))
@@ -137,37 +139,37 @@ def load_pairs(spec, limit=None, log=None):
     return pairs
 
 
-def statement_of(row, where, *keys):
-    if not (statement := need(row, where, *keys)).strip():
-        raise RowError(where, "the statement is empty")
-    return statement
+def whole_program(text):
+    """The Extraction of a text that is a program without a fence around it."""
+    fence = "`" * 20  # longer than any in the text
+    return extract_code(f"{fence}python\n{text}\n{fence}")
 
 
 def bare_program(row, where, key):
     """A side of a pair that the model reads as it is."""
-    code = row.get(key, "")
-    if not isinstance(code, str) or re.search("^ *```", code, re.M) and not whole_program(code).code:
+    code = need(row, where, key, kind=str | list)
+    if isinstance(code, list) or "```" in code and whole_program(code).code is None:
         reason = f"{key!r} should be a bare program (for fenced answers and chats: preference:FILE)"
-        raise RowError(where, reason, f"{code!r:.80}")
-    return need(row, where, key)
+        raise RowError(where, reason, code)
+    return code
 
 
 def own_pair(row, where):
     """A row of our own schema: the fields of Pair; nulls are their defaults."""
     if unknown := set(row) - {f.name for f in dataclasses.fields(Pair)}:
-        raise RowError(where, f"unknown key {sorted(unknown)}")
+        raise RowError(where, "unknown keys", sorted(unknown))
     row = {"source": ""} | {key: value for key, value in row.items() if value is not None}
-    statement_of(row, where, "prompt")
-    for key, kind in {"id": str, "source": str, "margin": int | float, "num_tests": int}.items():
-        if key in row or key == "id":
-            need(row, where, key, kind=kind)
+    number = int | float
+    kinds = {"prompt": str, "id": str, "source": str, "margin": number, "num_tests": number}
+    for key in sorted({"prompt", "id"} | set(row) - {"chosen", "rejected"}):
+        need(row, where, key, kind=kinds[key])
     return [Pair(**row | {key: bare_program(row, where, key) for key in ("chosen", "rejected")})]
 
 
 def codescaler_pair(row, where):
     """A row of CodeScalerPair: question_content (or question), code_pos, code_neg."""
     sides = [bare_program(row, where, key) for key in ("code_pos", "code_neg")]
-    statement = statement_of(row, where, "question_content", "question")
+    statement = need(row, where, "question_content", "question")
     return [Pair(statement, *sides, pair_id(statement, where), "codescalerpair")]
 
 
@@ -186,10 +188,10 @@ def rmbench_item(row, where):
     name = need(row, where, "domain") if "domain" in row else os.path.basename(where)
     domain = next((d for d in DOMAINS if name.startswith(d)), None)
     if domain is None:
-        raise RowError(where, f"the domain is none of {', '.join(DOMAINS)}", repr(name))
+        raise RowError(where, f"the domain is none of {', '.join(DOMAINS)}", name)
     sides = [need(row, where, key, kind=list) for key in ("chosen", "rejected")]
     if any(len(side) != 3 or not all(isinstance(text, str) for text in side) for side in sides):
-        raise RowError(where, "chosen and rejected should be lists of three texts")
+        raise RowError(where, "chosen and rejected should be lists of three texts", sides)
     return domain, need(row, where, "prompt"), *sides
 
 
@@ -214,22 +216,22 @@ def preference_pair(row, where):
         for value, role in ((asked, "user"), (row.get(key), "assistant")):
             value = [{"role": role, "content": value}] if isinstance(value, str) else value or []
             if not (isinstance(value, list) and all(isinstance(turn, dict) for turn in value)):
-                raise RowError(where, f"{key!r} and its prompt should be texts or messages")
+                raise RowError(where, f"{key!r} and its prompt should be texts or messages", value)
             spoken = [(need(t, where, "role"), need(t, where, "content")) for t in value]
             # A side with a question of its own has the prompt inside.
             turns = spoken if any(role == "user" for role, _ in spoken) else turns + spoken
         turns = [turn for turn in turns if turn[0] != "system"]
-        if [role for role, _ in turns] != ["user", "assistant"] or not turns[0][1].strip():
-            raise RowError(where, f"{key!r} should be the answer to one question")
+        if [role for role, _ in turns] != ["user", "assistant"]:
+            raise RowError(where, f"{key!r} should be the answer to one question", turns)
         (_, statement), (_, answer) = turns
         statements.add(statement)
         # The whole answer may be a program, with fences in its texts, or it has one in a fence.
         code = whole_program(answer).code or extract_code(answer).code
         if code is None:
-            raise RowError(where, f"no program in {key!r}")
+            raise RowError(where, f"no program in {key!r}", answer)
         sides.append(code)
     if len(statements) > 1:
-        raise RowError(where, "chosen and rejected answer different questions")
+        raise RowError(where, "chosen and rejected answer different questions", statements)
     source = row["source"] if isinstance(row.get("source"), str) else "preference"
     return [Pair(statement, *sides, pair_id(statement, where), source)]
 
@@ -249,12 +251,6 @@ FORMATS = {
 def words(text):
     """The words of a statement in lower case, without punctuation."""
     return re.findall(r"\w+", text.lower())
-
-
-def whole_program(text):
-    """The Extraction of a text that is a program without a fence around it."""
-    fence = "`" * 20  # longer than any in the text
-    return extract_code(f"{fence}python\n{text}\n{fence}")
 
 
 def problem_of(pair):
@@ -359,37 +355,47 @@ SLIPS = {  # token -> what may stand in its place
 DEFINITION = re.compile(r"\s*(async |def |class |import |from |@)")
 
 
-def mutants(code, count, seed=0):
-    """Up to `count` different programs, each with one slip in the text of `code`: another operator,
-    number or variable, or a line less. None where Python cannot parse or print the program."""
-    text, sites, found = laid_out(code), {}, {}
-    if text is None:
-        return []
-    nodes = list(ast.walk(ast.parse(text)))
+def slips(text):
+    """{kind: [(line, first column, last column, what may stand there)]} of a laid-out program."""
+    sites, nodes = {}, list(ast.walk(ast.parse(text)))
     variables = {bound_name(node) for node in nodes} - {None}
     variables -= {getattr(n.target, "id", "") for n in nodes if isinstance(n, ast.comprehension)}
-    lines = text.split("\n")
-    for row, line in enumerate(lines):
+    for row, line in enumerate(text.split("\n")):
         if not DEFINITION.match(line) and not line.lstrip().startswith("return"):
             sites.setdefault("line", []).append((row, 0, len(line), ""))
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        kind, slips = token.string, SLIPS.get(token.string, ())
+        kind, others = token.string, SLIPS.get(token.string, ())
         if token.type == tokenize.NUMBER and kind.isdigit() and len(kind) < 20:
-            kind, slips = "number", (str(int(kind) + 1), str(abs(int(kind) - 1)))
+            kind, others = "number", (str(int(kind) + 1), str(abs(int(kind) - 1)))
         elif token.type == tokenize.NAME and kind in variables:
-            kind, slips = "variable", sorted(variables - {kind})
-        for slip in () if DEFINITION.match(token.line) else slips:
-            place = (token.start[0] - 1, token.start[1], token.end[1], slip)
+            kind, others = "variable", sorted(variables - {kind})
+        for other in () if DEFINITION.match(token.line) else others:
+            place = (token.start[0] - 1, token.start[1], token.end[1], other)
             sites.setdefault(kind, []).append(place)
-    rng, kinds = random.Random(f"mutants-{seed}-{code}"), list(sites.values())
+    return sites
+
+
+def mutants(code, count, seed=0):
+    """Up to `count` different programs, each with one slip in the text of `code`: another operator,
+    number or variable, or a line less. None where Python cannot parse or print the program."""
+    text, found = laid_out(code), {}
+    try:
+        kinds = list(slips(text).values()) if text else []
+    except (*NOT_PRINTABLE, tokenize.TokenError):
+        kinds = []
+    if not kinds:
+        return []
+    lines, rng = text.split("\n"), random.Random(f"mutants-{seed}-{code}")
     for places in (kinds, *kinds):
         rng.shuffle(places)
     # One slip of each kind, then a second of each, ...
     for place in filter(None, itertools.chain(*itertools.zip_longest(*kinds))):
+        if len(found) >= count:
+            break
         row, start, end, slip = place
         line = lines[row][:start] + slip + lines[row][end:]
         mutant = laid_out("\n".join([*lines[:row], line, *lines[row + 1 :]]))
-        if mutant not in (None, text) and len(found) < count:
+        if mutant not in (None, "", text):
             found[mutant] = None
     return list(found)
 

@@ -1,20 +1,26 @@
-"""Candidates, labels, the pair rule, augmentation, pair files.    pytest tests/test_pairs.py"""
+"""Rollouts, candidates, labels, the pair rule, pair files.    pytest tests/test_pairs.py"""
 
 import ast
 import dataclasses
 import json
-import math
-import random
 from types import SimpleNamespace
 
 import pytest
 
 import pairs
-import problems
-from common import UserError
-from pairs import Pair, PairRules, Sample, load_pairs, make_pairs, normalised, split_pairs
-from problems import Problem, load_problems
-from sandbox import Sandbox
+from common import UserError, write_jsonl
+from pairs import Pair, Rollout, load_pairs, make_pairs, normalised, problem_of, split_pairs
+from problems import Problem
+from sandbox import Sandbox, Tests
+
+RULES = SimpleNamespace(min_tests=3, max_pairs=8, mutants=2)
+ADD = Problem(
+    "add", "Add two numbers.",
+    Tests("call", [{"args": [i, 2], "expected": i + 2} for i in range(5)], "add"),
+    "def add(a, b):\n    total = a + b\n    return total", "mine",
+)  # fmt: skip
+ARGS = SimpleNamespace(candidates="mutants", policy=[], mutants=6, seed=0)
+DEEP = "y = " + "+".join("1" * 600)  # Python runs it and cannot print its tree
 
 
 @pytest.fixture(scope="module")
@@ -23,312 +29,277 @@ def sandbox():
         yield sb
 
 
-def test_normalised_programs():
-    assert normalised("def f(a):  # first\n    b = a\n    return b") == normalised(
-        'def f(x):\n    "doc"\n    y = x\n    return y'
-    )
-    assert normalised("def f(a): return a") != normalised("def g(a): return a")
-    assert normalised("def f(a): return a > 1") != normalised("def f(a): return a >= 1")
-    assert normalised("limit = 1") != normalised("other = 1")  # a test may use what the module defines
-    assert normalised("not python (") == "not python ("
-
-
 def sample(problem, code, verdict, pass_rate=0.0, num_tests=12, parent=None):
-    return Sample(
-        problem, "statement", "text", code, "ok" if code else "no_block", verdict, pass_rate, num_tests, "toy", parent
-    )
+    problem = Problem(problem, f"statement {problem}", source="toy")
+    facts = {"pass_rate": pass_rate, "num_tests": num_tests, "parent": parent}
+    return Rollout(problem, code=code, verdict=verdict, **facts)
 
 
 def program(i):
     return f"def solve(xs): return {i}"
 
 
-def last(funnel):
-    """{what: how many are left at the end}"""
-    return {what: count for what, count, _ in funnel}
+def test_a_row_and_back():
+    r = Rollout(ADD, 3, [1], [4, 5, 6], [-0.1] * 3, None, False, "text", "code", "ok", "policy")
+    row = json.loads(json.dumps(r.row()))
+    assert row["problem"] == "add" and row["tokens"] == 3 and row["num_tests"] == 5
+    assert Rollout.from_row(row | {"step": 1}).row() == row
+
+
+def test_rollout_is_extracted_and_does_not_depend_on_the_batch():
+    model, tokenizer = pairs.load_model("tiny/policy", "lm"), pairs.Tokenizer("tiny/policy")
+    asked = [dataclasses.replace(ADD, id=f"p{i}", prompt="Sort the list" + "." * i) for i in (0, 1)]
+    kinds = {"max_new_tokens": 24, "temperature": 1.0, "policy": "tiny/policy"}
+    both = pairs.rollout(model, tokenizer, asked, 2, numbers=[5, 9], **kinds)
+    (alone,) = pairs.rollout(model, tokenizer, asked[1:], 2, numbers=[9], **kinds)
+    assert [r.ids for r in both[1]] == [r.ids for r in alone] and both[0][0].ids != both[1][0].ids
+    for r in both[0] + both[1]:
+        assert len(r.ids) == len(r.old_logp) == r.tokens and r.policy == "tiny/policy"
+        assert r.text == tokenizer.decode(r.ids[:-1] if r.finished else r.ids)
+        assert (r.code is None) == (r.reason != "ok") and r.number in (5, 9)
+
+
+def test_execute_fills_in_verdicts(sandbox):
+    untested = dataclasses.replace(ADD, id="untested", tests=None)
+    codes = [ADD.solution, "def add(a, b): return a + b if a else 0", None, ADD.solution]
+    rollouts = [Rollout(ADD, code=code) for code in codes] + [Rollout(untested, code="x = 1")]
+    results = pairs.execute(sandbox, rollouts, stop_early=False)
+    assert [(r.verdict, r.pass_rate) for r in rollouts] == [
+        ("pass", 1.0), ("wrong_answer", 0.8), ("invalid", 0.0), ("pass", 1.0), (None, None)
+    ]  # fmt: skip
+    assert results[0] is results[3] and results[2] is None and results[4] is None
+
+
+def test_a_program_that_passes_only_sometimes_is_flaky():
+    good = SimpleNamespace(passed=True, verdicts=["pass"], pass_rate=1.0)
+    bad = SimpleNamespace(passed=False, verdicts=["wrong_answer"], pass_rate=0.0)
+    verdicts = []
+    for repeat in (1, 2):
+        runs, r = iter([[good], [bad]]), Rollout(ADD, code="coin")
+        fake = SimpleNamespace(map=lambda jobs, runs=runs, **options: next(runs))
+        pairs.execute(fake, [r], repeat=repeat)
+        verdicts.append(r.verdict)
+    assert verdicts == ["pass", "flaky"]
+
+
+@pytest.mark.parametrize("one, other, same", [
+    ("def f(a):  # 1\n    b = a\n    return b", "def f(x):\n  'doc'\n  y = x\n  return y", True),
+    ("def f(a: int) -> int: return a", "def f(a): return a", True),
+    ("def f(a): return a", "def g(a): return a", False),
+    ("def f(a): return a > 1", "def f(a): return a >= 1", False),
+    ("limit = 1", "other = 1", False),  # a test may use what the module defines
+    ("def f(a): return a\nf(a=1)", "def f(b): return b\nf(b=1)", False),
+    ("def f():\n    global a\n    a = 1", "def f():\n    global b\n    b = 1", False),
+    ("not python (", "not python (", True),
+])  # fmt: skip
+def test_normalised_programs(one, other, same):
+    assert (normalised(one) == normalised(other)) == same
+
+
+@pytest.mark.parametrize("code", [DEEP, "f" + "(" * 5000, "x = '\ud800", "\0", "", "not python ("])
+def test_every_walk_of_a_candidate_is_total(code):
+    assert isinstance(normalised(code), str)
+    assert pairs.mutants(code, 3) == [] or code == DEEP
+
+
+def test_a_deeply_nested_passing_program_does_not_end_a_collection(sandbox):
+    code = ADD.solution + "\n" + DEEP
+    with pytest.raises(RecursionError):
+        ast.unparse(ast.parse(code))
+    problem = dataclasses.replace(ADD, solution=code)
+    (found,) = pairs.collect([problem, dataclasses.replace(ADD, id="b")], ARGS, sandbox)
+    assert found[0].verdict == "pass" and {r.problem.id for r in found if r.parent} == {"b"}
+
+
+def test_mutants_are_one_slip_of_every_kind():
+    code = (
+        "def solve(xs, n=4):\n    xs = [x for x in xs if not x > 3]\n    if n:\n        xs.sort()\n"
+        "    '''+ 1'''\n    return max(xs) + n if xs else 0"
+    )
+    found = pairs.mutants(code, 100)
+    for wanted in ("if x > 3", "x >= 3", "x < 3", "x > 4", "max(xs) - n", "else 1", "if not n:",
+                   "min(xs)", "max(n)"):  # fmt: skip
+        assert any(wanted in mutant for mutant in found), wanted
+    assert any("xs = [" not in mutant for mutant in found)  # a line less
+    assert len(set(found)) == len(found) and pairs.laid_out(code) not in found
+    assert all("n=4" in m and ast.parse(m) for m in found)  # signatures and texts stay
+    assert pairs.mutants(code, 3) == pairs.mutants(code, 3) and len(pairs.mutants(code, 3)) == 3
+
+
+def test_candidates_are_solutions_and_their_mutants(sandbox):
+    (found,) = pairs.collect([ADD], ARGS, sandbox)
+    assert found[0].code == ADD.solution and found[0].verdict == "pass" and not found[0].parent
+    assert any("a - b" in r.code and r.verdict == "wrong_answer" for r in found[1:])
+    assert all(r.parent == pairs.laid_out(ADD.solution) for r in found[1:])
+    made, _ = make_pairs(found, RULES)
+    assert made and all(p.prompt == ADD.prompt and p.num_tests == 5 for p in made)
+    with pytest.raises(UserError, match="no program for any of 1 problems"):
+        list(pairs.collect([dataclasses.replace(ADD, solution=None)], ARGS, sandbox))
+
+
+def test_candidates_of_a_file(sandbox, tmp_path):
+    rows = [{"completion": "```python\ndef add(a, b):\n    return b\n```"}, {"code": "def add("}]
+    rows += [{"code": ADD.solution}, {"completion": "", "code": None}, {"code": "x", "parent": "y"}]
+    rows = [{"problem": "add"} | row for row in rows]
+    rows += [{"problem": "other", "code": "x = 1"}, {"header": {}}]
+    write_jsonl(tmp_path / "s.jsonl", rows)
+    args = SimpleNamespace(candidates=str(tmp_path / "s.jsonl"), mutants=0, seed=0)
+    (found,) = pairs.collect([ADD], args, sandbox)
+    assert [r.verdict for r in found] == ["wrong_answer", "invalid", "pass", "invalid"]
+    assert [r.reason for r in found] == ["ok", "syntax_error", "ok", "empty"]
+
+
+def test_a_collection_goes_on_and_is_the_same_on_two_ranks(sandbox, monkeypatch):
+    monkeypatch.setattr(pairs, "CHUNK", 2)
+    problems = [dataclasses.replace(ADD, id=f"p{i}") for i in range(5)]
+    whole = [r.row() for chunk in pairs.collect(problems, ARGS, sandbox) for r in chunk]
+    done = {("", "p0"), ("", "p3")}
+    rest = [r.row() for chunk in pairs.collect(problems, ARGS, sandbox, done) for r in chunk]
+    assert rest == [row for row in whole if row["problem"] not in ("p0", "p3")]
+    shares = []
+    monkeypatch.setattr(pairs, "gather_lists", lambda rows: shares.append(rows) or rows)
+    for rank in (0, 1):
+        list(pairs.collect(problems, ARGS, sandbox, (), "cpu", rank, 2))
+    both = sorted((row for share in shares for row in share), key=lambda row: row["number"])
+    assert both == whole
 
 
 def test_pair_rule():
-    samples = [sample("p", program(i), "pass" if i < 2 else "wrong_answer", 0.5) for i in range(5)]
-    samples += [
-        sample("p", program(0) + "  # again", "pass"),
-        sample("p", None, None),
-        sample("p", program(8), "flaky"),
-        sample("p", program(9), "harness_error"),
-    ]
-    samples += [sample("q", program(i), "pass") for i in range(3)]  # no wrong program: no pair
-    found, funnel = make_pairs(samples, PairRules(max_pairs=4))
-    assert last(funnel) == {
-        "problems": 2, "samples": 12, "valid": 11, "unique": 10, "executed": 8, "passing": 5, "with both": 1,
-        "pairs": 4, "mutants": 0, "mutant pairs": 0,
-    }  # fmt: skip
+    rollouts = [sample("p", program(i), "pass" if i < 2 else "wrong_answer", 0.5) for i in range(5)]
+    rollouts += [sample("p", program(0) + "  # again", "pass"), sample("p", None, "invalid")]
+    rollouts += [sample("p", program(8), "flaky"), sample("p", program(9), "harness_error")]
+    rollouts += [sample("q", program(i), "pass") for i in range(3)]  # no wrong program: no pair
+    rules = SimpleNamespace(**vars(RULES) | {"max_pairs": 4})
+    found, funnel = make_pairs(rollouts, rules)
+    assert [count for _, count, _ in funnel] == [2, 12, 11, 10, 10, 8, 8, 1, 4, 0]
     good, bad = {program(0), program(1)}, {program(i) for i in (2, 3, 4)}
-    assert all(p.chosen in good and p.rejected in bad and p.margin == 0.5 and p.num_tests == 12 for p in found)
-    assert len({(p.chosen, p.rejected) for p in found}) == 4
-    assert make_pairs(samples, PairRules(min_tests=13))[0] == []
-    every = make_pairs(samples, PairRules(max_pairs=100))[0]
-    assert len(every) == 6 and len({(p.chosen, p.rejected) for p in every}) == 6  # every couple, once
+    assert all(p.chosen in good and p.rejected in bad and p.margin == 0.5 for p in found)
+    assert len({(p.chosen, p.rejected) for p in found}) == 4 and found[0].source == "toy"
+    assert found == make_pairs(rollouts, rules)[0]
+    every = make_pairs(rollouts, RULES)[0]
+    assert len({(p.chosen, p.rejected) for p in every}) == len(every) == 6  # every couple, once
+    rules.min_tests = 13
+    assert make_pairs(rollouts, rules)[0] == []
 
 
-def test_caps_near_misses_and_length_balance():
+def test_a_cap_takes_near_misses_and_others():
     right = [sample("p", program(i), "pass", 1.0) for i in range(2)]
     near = [sample("p", program(10 + i), "wrong_answer", 0.75) for i in range(6)]
     far = [sample("p", program(100 + i), "wrong_answer", 0.0) for i in range(20)]
-    for share in (0.0, 0.5, 1.0):
-        found, _ = make_pairs(right + near + far, PairRules(max_pairs=6, near_miss=share))
-        assert sum(p.margin == 0.25 for p in found) == 6 * share
-    found, funnel = make_pairs(right + near + far, PairRules(max_pairs=100, max_uses=3))
-    assert len(found) == 6 and any("--max-uses): 46 removed" in rule for *_, rule in funnel)
-    lengths = [sample(f"p{i}", program(i) + " " * 0, "pass") for i in range(9)]
-    lengths += [sample(f"p{i}", "def solve(xs): return xs * 12345", "wrong_answer") for i in range(8)]
-    lengths += [sample("p8", "def solve(x): 7", "wrong_answer")]
-    assert len(make_pairs(lengths, PairRules())[0]) == 9
-    found, _ = make_pairs(lengths, PairRules(length_balance=0.5))
-    assert sorted(len(p.chosen) > len(p.rejected) for p in found) == [False, True]
+    found, _ = make_pairs(right + near + far, RULES)
+    assert sum(p.margin == 0.25 for p in found) == 4 and len(found) == 8
 
 
-def test_mutants_are_small_changes_of_every_kind():
-    code = (
-        "def solve(xs, n):\n    xs = [x for x in xs if not x > 3]\n    xs = xs[:2]\n"
-        "    if n:\n        xs.sort()\n    return max(xs) + n if xs else 0"
-    )
-    found = pairs.mutants(code, 100)
-    for wanted in ("if x > 3", "x >= 3", "x < 3", "x > 4", "xs[2:]", "return max(xs) + n\n", "max(xs) - n", "else 1",
-                   "if not n", "min(xs)", "max(n)"):  # fmt: skip
-        assert any(wanted in m + "\n" for m in found), wanted
-    assert len(set(found)) == len(found) and code not in found
-    assert pairs.mutants(code, 3) == pairs.mutants(code, 3) and len(pairs.mutants(code, 3)) == 3
-    assert any("xs[:2]" not in m and "[2:]" not in m and "[:" not in m for m in found)  # a dropped statement
-    for mutant in found:
-        ast.parse(mutant)
-
-
-def test_failing_mutants_are_paired_with_their_parent_and_survivors_need_tests():
+def test_failing_mutants_are_paired_with_their_parent():
     right = sample("p", program(1), "pass")
     bad = sample("p", program(2), "wrong_answer", 0.25, parent=program(1))
     survivor = sample("p", program(3), "pass", parent=program(1))
-    found, _ = make_pairs([right, bad], PairRules())
-    assert [(p.chosen, p.rejected, p.margin) for p in found] == [(program(1), program(2), 0.75)]
-    assert found[0].source.endswith(pairs.MUTANT) and pairs.problem_of(found[0]) == "p"
-    more = [dataclasses.replace(bad, code=program(i)) for i in (4, 5, 6)]
-    found, _ = make_pairs([right, bad, survivor, *more], PairRules(mutants=4))
-    assert {p.chosen for p in found} == {program(1), program(3)}  # on 12 tests a survivor is another right program
-    few = [dataclasses.replace(s, num_tests=9) for s in (right, bad, survivor, *more)]
-    found, funnel = make_pairs(few, PairRules(mutants=4))
-    assert {p.chosen for p in found} == {program(1)}
-    assert any("(--survivor-tests): 1 removed" in rule for *_, rule in funnel)
+    known = sample("p", program(4), "wrong_answer", parent=program(1))
+    sampled = sample("p", program(4), "wrong_answer")
+    (couple, mutant), _ = make_pairs([bad, survivor, known, right, sampled], RULES)
+    assert (couple.chosen, couple.rejected) == (program(1), program(4))  # once, as a candidate
+    assert (mutant.chosen, mutant.rejected, mutant.margin) == (program(1), program(2), 0.75)
+    assert mutant.source == "toy" + pairs.MUTANT and problem_of(mutant) == "p"
 
 
-ADD = Problem(
-    "add", "Add two numbers.", problems.Tests("call", [{"args": [i, 2], "expected": i + 2} for i in range(5)], "add"),
-    "def add(a, b):\n    total = a + b\n    return total", "mine",
-)  # fmt: skip
-ARGS = SimpleNamespace(
-    candidates="mutants", policy=[], group=1, seed=0, extract="strict", prompt_style="plain", rm_prompt="bare",
-    **dataclasses.asdict(PairRules(mutants=6))
-)
-
-
-def test_candidates_without_a_model(sandbox, tmp_path):
-    (found,) = pairs.collect_samples([ADD], ARGS, sandbox)
-    assert found[0].code == ADD.solution and found[0].verdict == "pass" and not found[0].parent
-    assert len(found) > 3 and any("a - b" in s.code and s.verdict == "wrong_answer" for s in found[1:])
-    made, _ = make_pairs(found, PairRules(mutants=6))
-    assert made and all(p.prompt == ADD.prompt and p.num_tests == 5 for p in made)
-    file = tmp_path / "samples.jsonl"
-    rows = [{"header": {}}, {"problem": "add", "completion": "```python\ndef add(a, b):\n    return b\n```"}]
-    rows += [{"problem": "add", "code": ADD.solution}, {"problem": "add", "code": "def add("}]
-    rows += [{"problem": "add", "code": "def add(a, b): return a + b if a else 0"}]  # fails the first test only
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (found,) = pairs.collect_samples([ADD], SimpleNamespace(**vars(ARGS) | {"candidates": str(file)}), sandbox)
-    assert [s.verdict for s in found if not s.parent] == ["wrong_answer", "pass", None, "wrong_answer"]
-    assert [s.pass_rate for s in found if not s.parent] == [0.2, 1.0, None, 0.8]
-    with pytest.raises(UserError, match="no program for any of 1 problems"):
-        list(pairs.collect_samples([dataclasses.replace(ADD, solution=None)], ARGS, sandbox))
-
-
-def test_pairs_hold_what_the_reward_model_is_to_read(sandbox):
-    rows = [(ADD, "", SimpleNamespace(code=ADD.solution, reason="ok"))]
-    found = {kind: pairs.verify(sandbox, rows, "", SimpleNamespace(**vars(ARGS) | {"rm_prompt": kind}))[0].prompt
-             for kind in ("bare", "full")}  # fmt: skip
-    assert found == {"bare": ADD.prompt, "full": problems.policy_prompt(ADD)}
-
-
-def test_a_program_that_passes_only_sometimes_is_dropped(sandbox):
-    coin = "import random\ndef add(a, b): return a + b if random.random() < 0.8 else 0"
-    rows = [(ADD, "", SimpleNamespace(code=coin, reason="ok"))]
-    args = SimpleNamespace(**vars(ARGS) | {"repeat": 2, "mutants": 0})
-    words = {pairs.verify(sandbox, rows, "", args)[0].verdict for _ in range(40)}
-    assert "flaky" in words  # 0.8^5 * (1 - 0.8^5) = 0.22 of the time; never in 40: 5e-5
-
-
-def test_near_duplicates_are_one_problem():
-    text = "Return the sum of all even numbers of the list after sorting it in descending order, please"
-    statements = {"a": text, "b": text + " now.", "c": "Return the longest word of a text that has no vowels in it"}
-    found = pairs.near_duplicates(statements)
-    assert found["a"] == found["b"] != found["c"]
-    rng, words = random.Random(0), "one two three four five six".split()
-    many = {i: " ".join(rng.choices(words, k=12)) for i in range(150)}
-    many |= {i + 1000: many[i] + " end" for i in range(50)}
-    found = pairs.near_duplicates(many)
-
-    def overlap(a, b):
-        a, b = pairs.ngrams(many[a], 3), pairs.ngrams(many[b], 3)
-        return len(a & b) / len(a | b)
-
-    links = [(a, b) for a in many for b in many if a < b and overlap(a, b) >= 0.8]
-    assert len(links) >= 50 and all(found[a] == found[b] for a, b in links)
-    assert len(set(found.values())) >= len(many) - len(links)
-    rows = [Pair(statements[k], "x", "y", f"{k}#{i}", "s") for k in statements for i in range(3)]
-    for seed in range(4):
-        train, held_out = split_pairs(rows, 0.4, seed)
-        assert not {found for p in train for found in "ab" if p.id[0] in "ab"} & {p.id[0] for p in held_out}
-
-
-def test_decontamination_by_words_and_by_tests():
-    statement = " ".join(f"word{i}" for i in range(30))
-    tests = problems.Tests("stdin", [{"input": "11 12 13 14 15 16 17 18 19 20", "output": "155"}])
-    evaluation = [Problem("e", statement, tests, None, "")]
-    same_words = Problem("a", "Before. " + statement[7:140].upper(), None, None, "")
-    same_case = Problem("b", "another text", tests, None, "")
-    other = Problem("c", "word1 word2 and word3", problems.Tests("stdin", [{"input": "1", "output": "66"}]), None, "")
-    kept, funnel = pairs.decontaminate([same_words, same_case, other], evaluation)
-    assert [p.id for p in kept] == ["c"] and [count for _, count, _ in funnel] == [3, 2, 1]
-
-
-def test_rewrites_mean_the_same(sandbox):
-    problems = load_problems("toy:train", 30)
-    jobs = [(p, text) for p in problems for text in pairs.rewrites(p.solution).values()]
-    assert len(jobs) >= 60 and all(text != p.solution for p, text in jobs)
-    assert all(r.passed for r in sandbox.map([(code, p.tests) for p, code in jobs]))
-    code = "def f(xs, key=1):\n    '''doc'''\n    # note\n    total = key\n    for x in xs:\n        total += x\n"
-    code += "    return total"
-    found = pairs.rewrites(code)
-    assert "total" not in found["renamed"] and "key=1" in found["renamed"]
-    assert "doc" not in found["stripped"] and "note" not in found["stripped"]
-    assert found["commented"].count("#") == 3 and normalised(found["commented"]) == normalised(code)
-    assert "total" in pairs.rewrites("def f(x):\n    total = x\n    return eval('total')").get("renamed", "total")
-    assert pairs.rewrites("not python (") == {}
-
-
-def test_adversarial_programs_are_wrong(sandbox):
-    problems = load_problems("toy:train", 20)
-    wrong = {p.id: "def solve(xs):\n    return 'never'" for p in problems}
-    rows = [Pair(p.prompt, p.solution, wrong[p.id], f"{p.id}#0", "toy") for p in problems]
-    others = pairs.other_programs(rows)
-    assert all(o != p.chosen for o, p in zip(others, rows))
-    jobs = []
-    for problem, row, other in zip(problems, rows, others):
-        found = pairs.adversarial(row, other)
-        assert set(found) >= {"claim", "claim vs remark", "vacuous"}
-        assert found["claim"][0] == row.chosen != found["claim vs remark"][0]
-        jobs += [(code, problem.tests) for k in ("claim", "claim vs remark", "vacuous") for code in found[k]]
-    assert [r.passed for r in sandbox.map(jobs)] == [True, False] * (len(jobs) // 2)
-
-
-def test_a_claim_is_a_comment_or_a_docstring():
-    code = "def f(x):\n    return x"
-    assert pairs.headed(code, "all right", False) == "# all right\n" + code
-    assert ast.get_docstring(ast.parse(pairs.headed(code, "all right", True)).body[0]) == "all right"
-    assert ast.get_docstring(ast.parse(pairs.headed("print(1)", "all right", True))) == "all right"
-    rows = [Pair("s", code, "def f(x):\n    return 0", f"p#{i}", "toy") for i in range(40)]
-    claims = [pairs.adversarial(row, "print()")["claim"][1] for row in rows]
-    assert {claim.startswith("# ") for claim in claims} == {True, False}
-    assert all(any(text in claim for text in pairs.CLAIMS) for claim in claims)
-
-
-def test_augmented_pairs_belong_to_their_problem():
-    problems = load_problems("toy:train", 40)
-    rows = [
-        Pair(p.prompt, p.solution, "def solve(xs):\n    ys = xs\n    return ys", f"{p.id}#0", "toy") for p in problems
-    ]
-    kinds = {"rewritten", "claim", "claim-vs-remark", "vacuous", "other-problem"}
-    added = pairs.augment(rows, seed=1, rewritten=1.0, adversarial_share=1.0)
-    assert added == pairs.augment(rows, seed=1, rewritten=1.0, adversarial_share=1.0)
-    assert {p.source.partition("/")[2] for p in added} == kinds
-    assert {pairs.problem_of(p) for p in added} == {p.id for p in problems}
-    assert len({p.id for p in added}) == len(added) == 80
-    right, wrong = zip(*((p.chosen, p.rejected) for p in added if "/claim" in p.source))
-    claiming = [[any(text in code for text in pairs.CLAIMS) for code in side] for side in (right, wrong)]
-    assert all(claiming[1]) and 0 < sum(claiming[0]) < len(right)
-
-
-def test_split_is_by_problem():
-    rows = [Pair("s", "a", "b", f"{i // 3}#{i % 3}", "x") for i in range(60)]
+def test_split_is_by_statement():
+    rows = [Pair(f"s {i // 3 % 10}", "a", "b", f"{i // 3}#{i % 3}", "x") for i in range(60)]
     train, held_out = split_pairs(rows, 0.25)
-    assert len(train) + len(held_out) == 60 and len(held_out) == 15
-    assert not {pairs.problem_of(p) for p in train} & {pairs.problem_of(p) for p in held_out}
+    assert len(train) == 48 and len(held_out) == 12  # problems i and i + 10 have one statement
+    assert not {p.prompt for p in train} & {p.prompt for p in held_out}
+    assert split_pairs(rows, 0.0) == (rows, [])
 
 
-def test_split_by_pair_is_asked_for_by_name():
-    rows = [Pair("s", "a", "b", f"p#{i}", "x") for i in range(20)]
-    train, held_out = split_pairs(rows, 0.25, by="pair")
-    assert len(held_out) == 5 and not {p.id for p in train} & {p.id for p in held_out}
-    with pytest.raises(UserError, match="--split other"):
-        split_pairs(rows, 0.25, by="other")
-
-
-def test_pair_files(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    pairs.write_jsonl(path, [Pair("s", "a", "b", "1#0", "x", 0.5)])
-    assert load_pairs(str(path)) == [Pair("s", "a", "b", "1#0", "x", 0.5)]
-    rows = [
-        {"question": "q", "code_pos": "a", "code_neg": "b"},
-        {"question_content": "q", "code_pos": "a", "code_neg": "c"},
-    ]
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    first, second = load_pairs(f"codescalerpair:{path}")
-    assert first.prompt == "q" and first.id != second.id and pairs.problem_of(first) == pairs.problem_of(second)
-    path.write_text(json.dumps({"question": None, "code_pos": "a", "code_neg": "b"}) + "\n")
-    with pytest.raises(UserError, match="row 1: key 'question' should be str"):
-        load_pairs(f"codescalerpair:{path}")
-
-
-def test_rmbench_pairs_are_of_one_style(tmp_path):
-    row = {"id": "7", "prompt": "p", "chosen": ["a", "b", "c"], "rejected": ["x", "y", "z"], "domain": "code"}
-    (tmp_path / "rm.json").write_text(json.dumps([row]))
-    found = load_pairs(f"rmbench:{tmp_path}/rm.json")
-    assert [(p.id, p.chosen, p.rejected, p.source) for p in found] == [
-        ("7#0", "a", "x", "code"), ("7#1", "b", "y", "code"), ("7#2", "c", "z", "code"),
-    ]  # fmt: skip
-    (tmp_path / "rm.json").write_text(json.dumps([row | {"chosen": ["a"]}]))
-    with pytest.raises(UserError, match="row 1: chosen and rejected should be lists of three texts"):
-        load_pairs(f"rmbench:{tmp_path}/rm.json")
-
-
-def test_a_null_statement_is_an_error_unless_it_is_allowed(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"question_content": None, "code_pos": "a", "code_neg": "b"}) + "\n")
-    with pytest.raises(UserError, match="row 1: key 'question_content' should be str, found None"):
-        load_pairs(f"codescalerpair:{path}")
-    assert load_pairs(f"codescalerpair:{path}", allow_empty_prompt=True)[0].prompt == ""
+def test_decontamination_by_words():
+    statement = " ".join(f"word{i}" for i in range(30))
+    evaluation = [Problem("e", statement), Problem("short", "Sort a list.")]
+    texts = ["Before. " + statement[7:140].upper(), "sort  a LIST", "word1 word2 and word3"]
+    asked = [Problem(str(i), text) for i, text in enumerate(texts)]
+    kept, funnel = pairs.decontaminate(asked, evaluation)
+    assert [p.id for p in kept] == ["2"] and funnel[0][1] == 1 and "2 removed" in funnel[0][2]
 
 
 OWN = {"prompt": "p", "chosen": "a = 1", "rejected": "a = 2", "id": "1#0"}
+FENCED = "Here it is:\n```python\na = 1\n```\nDone."
+USER, SYSTEM = {"role": "user", "content": "q"}, {"role": "system", "content": "Be nice."}
+ANSWERS = [{"role": "assistant", "content": text} for text in (FENCED, "```\na = 2\n```")]
+
+
+def loaded(tmp_path, rows, kind=""):
+    """(pairs, what was said about rows left out)"""
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    said = []
+    return load_pairs(f"{kind}{tmp_path}/rows.jsonl", log=said.append), "\n".join(said)
+
+
+def test_our_own_rows(tmp_path):
+    made = Pair("s", "a", "b", "1#0", "x", 0.5, 12)
+    assert loaded(tmp_path, [made]) == ([made], "")
+    assert loaded(tmp_path, [OWN | {"source": None, "margin": None}])[0] == [Pair(**OWN, source="")]
 
 
 @pytest.mark.parametrize("change, found", [
-    ({"margin": "x"}, "key 'margin' should be .*float, found 'x'"), ({"margin": math.nan}, "key 'margin' .*found nan"),
-    ({"num_tests": "3"}, "key 'num_tests'"), ({"source": 3}, "key 'source'"), ({"prompt": ""}, "statement is empty"),
-    ({"chosen": "x = '\ud800'"}, "surrogates not allowed"),
+    ({"margin": "x"}, "key 'margin' should be .*float.*'x'"), ({"num_tests": "3"}, "'num_tests'"),
+    ({"source": 3}, "key 'source'"), ({"prompt": " "}, "statement is empty"), ({"id": 1}, "'id'"),
+    ({"chosen": FENCED}, "'chosen' should be a bare program"), ({"more": 1}, "unknown keys"),
+    ({"rejected": ANSWERS[:1]}, "'rejected' should be a bare program"),
+    ({"chosen": "x = '\ud800'"}, "surrogates not allowed"), ({"rejected": None}, "no key 'rej"),
 ])  # fmt: skip
-def test_what_is_wrong_with_a_pair_is_named(tmp_path, change, found):
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(OWN | change) + "\n")
-    with pytest.raises(UserError, match=f"row 1: .*{found}"):
-        load_pairs(str(tmp_path / "pairs.jsonl"))
+def test_what_is_wrong_with_our_own_row_is_named(tmp_path, change, found):
+    with pytest.raises(UserError, match=f"row 2: .*{found}"):
+        loaded(tmp_path, [OWN, OWN | change])
 
 
-def test_nulls_of_our_own_rows_are_defaults(tmp_path):
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(OWN | {"source": None, "margin": None}) + "\n")
-    assert load_pairs(str(tmp_path / "pairs.jsonl")) == [Pair(**OWN, source="")]
-    row = {"id": "1", "prompt": "p", "source": None, "starter": None, "solution": None, "tests": None}
-    (tmp_path / "problems.jsonl").write_text(json.dumps(row) + "\n")
-    assert load_problems(str(tmp_path / "problems.jsonl")) == [Problem("1", "p")]
+@pytest.mark.parametrize("chosen, rejected", [("a", "a"), ("\n\na", "a"), ("", "a"), ("a", "\n")])
+def test_sides_that_read_alike_are_left_out_and_counted(tmp_path, chosen, rejected):
+    found, said = loaded(tmp_path, [OWN] * 5 + [OWN | {"chosen": chosen, "rejected": rejected}])
+    assert len(found) == 5 and "left out 1" in said and "row 6" in said and "WARNING" not in said
 
 
-def test_a_sample_without_a_program_is_a_candidate_too():
-    assert pairs.candidate({"completion": "", "code": None}, "row 1", "strict")[1].reason == "empty"
+def test_public_rows_that_do_not_fit_are_counted_by_reason(tmp_path):
+    good = {"question": "q  Q.", "code_pos": "a", "code_neg": "b"}
+    rows = [good, {"question_content": "Q q", "code_pos": "a", "code_neg": "c"}]
+    rows += [good | {"question": None}, good | {"code_neg": 3}, good | {"code_neg": 4}]
+    (first, second), said = loaded(tmp_path, rows, "codescalerpair:")
+    assert first.id != second.id and problem_of(first) == problem_of(second)  # one statement
+    assert "left out 2" in said and "left out 1" in said and "WARNING" in said
+    with pytest.raises(UserError, match="no pair left of 1(.|\n)*row 1"):
+        loaded(tmp_path, rows[2:3], "codescalerpair:")
 
 
-def test_pairs_without_python_are_not_augmented():
-    assert pairs.augment([Pair("p", "not python (", "nor this (", "1#0", "s")] * 2) == []
+def test_rmbench_pairs_are_of_one_style_and_domain_and_id_name_an_item(tmp_path):
+    row = {"id": 7, "prompt": "p", "chosen": ["a", "b", "```c"], "rejected": ["x", "y", "z"]}
+    rows = [row | {"domain": domain} for domain in ("code", "safety-refuse", "safety-response")]
+    found, said = loaded(tmp_path, [*rows, row | {"domain": "code", "chosen": ["a"]}], "rmbench:")
+    assert [(p.chosen, p.rejected, p.source) for p in found[:3]] == [
+        ("a", "x", "code"), ("b", "y", "code"), ("```c", "z", "code")
+    ]  # fmt: skip
+    assert len({p.id for p in found}) == 9 and len({problem_of(p) for p in found}) == 3
+    assert found[3].source == "safety" and "lists of three texts" in said
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "q", "chosen": FENCED, "rejected": "a = 2"},  # TRL, texts
+    {"prompt": [USER], "chosen": ANSWERS[:1], "rejected": ANSWERS[1:]},  # TRL, messages
+    {"chosen": [USER, ANSWERS[0]], "rejected": [USER, ANSWERS[1]]},  # Skywork
+    {"prompt": "q", "chosen": [SYSTEM, USER, ANSWERS[0]],
+     "rejected": [USER, ANSWERS[1]]},  # UltraFeedback
+    {"instruction": "q", "input": "", "chosen": FENCED, "rejected": "a = 2"},  # AceCodePair
+])  # fmt: skip
+def test_published_preferences(tmp_path, row):
+    (pair,), said = loaded(tmp_path, [row], "preference:")
+    assert (pair.prompt, pair.chosen, pair.rejected, said) == ("q", "a = 1", "a = 2", "")
+
+
+@pytest.mark.parametrize("change, reason", [
+    ({"rejected": "I cannot do that."}, "no program in 'rejected'"), ({"prompt": 5}, "texts or me"),
+    ({"rejected": "Yes"}, "no program"), ({"prompt": None}, "statement is empty"),
+    ({"rejected": [USER, ANSWERS[0], USER, ANSWERS[1]]}, "one question"), ({"chosen": 3}, "texts"),
+    ({"chosen": [USER | {"content": "other"}, ANSWERS[0]]}, "different questions"),
+    ({"chosen": None}, "one question"), ({"chosen": [3]}, "texts or messages"),
+    ({"chosen": [{"role": "user"}]}, "no key 'content'"), ({"rejected": FENCED}, "read alike"),
+])  # fmt: skip
+def test_preferences_without_two_programs_are_left_out(tmp_path, change, reason):
+    row = {"prompt": "q", "chosen": FENCED, "rejected": "a = 2"}
+    found, said = loaded(tmp_path, [row, row | change], "preference:")
+    assert len(found) == 1 and "left out 1" in said and reason in said

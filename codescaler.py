@@ -673,22 +673,19 @@ class RewardModel:
 
     @torch.no_grad()
     def score_many(self, items):
-        """[(prompt, code), ...] -> raw scores. A statement is read once for all its programs, and
-        equal programs are scored once."""
+        """[(prompt, code), ...] -> raw scores. A statement is read once for all its programs."""
         groups, scores = {}, {}
-        for prompt, code in dict.fromkeys(items):
-            ids = reward_input_ids(self.tokenizer, prompt, code, self.max_length)
-            opening, program, cut = ids
-            groups.setdefault((prompt, tuple(opening)), []).append((program, code))
+        for prompt, code in dict.fromkeys(items):  # equal programs are scored once
+            ids, program, cut = reward_input_ids(self.tokenizer, prompt, code, self.max_length)
+            groups.setdefault((prompt, tuple(ids)), []).append((code, program))
             self.truncated += cut
         model = gathered(self.model, self.model.model.norm.weight.dtype)
-        for (prompt, opening), programs in groups.items():
-            past = read_prompt(model, opening)
-            for batch in cut_rows(programs, lambda row: len(row[0]), self.token_budget):
-                ids = [program for program, _ in batch]
-                hidden_BTD, lengths_B = continue_prompt(model, opening, ids, past)
-                for (_, code), score in zip(batch, model.score(hidden_BTD, lengths_B).tolist()):
-                    scores[prompt, code] = score
+        for (prompt, ids), programs in groups.items():
+            past = read_prompt(model, ids)
+            for batch in cut_rows(programs, lambda item: len(item[1]), self.token_budget):
+                rows = [program for _, program in batch]
+                score_B = model.score(*continue_prompt(model, ids, rows, past))
+                scores |= {(prompt, code): s for (code, _), s in zip(batch, score_B.tolist())}
         return [scores[item] for item in items]
 
 
@@ -868,7 +865,7 @@ def read_text(path, flag):
 
 
 def score_command(argv):
-    """Ranks programs for a statement by reward: raw score, reward, whether each is valid."""
+    """Ranks programs for a statement by reward."""
     args = parse_args(ScoreArgs, argv, positional="programs", about=score_command.__doc__)
     if not args.problem or not args.programs:
         raise UserError("score needs --problem FILE and at least one program file")
@@ -879,20 +876,17 @@ def score_command(argv):
     scores = reward_model.score(statement, [e.code or "" for e in found])
     rows = []
     for path, e, score in zip(args.programs, found, scores, strict=True):
-        valid = e.code is not None
-        reward = float(shape_reward(score, valid))
-        rows.append({"program": path, "score": score, "reward": reward, "valid": valid})
-        rows[-1]["reason"] = e.reason
+        reward = float(shape_reward(score, e.code is not None))
+        rows.append({"score": score, "reward": reward, "reason": e.reason, "program": path})
     rows.sort(key=lambda row: -row["reward"])
-    if args.json:
-        print("\n".join(map(json.dumps, rows)))
-        return
-    print(f"{'rank':<6}{'score':>10}{'reward':>12}  {'reason':<16}program")
-    for rank, row in enumerate(rows, 1):
-        numbers = f"{rank:<6}{row['score']:>10.4f}{row['reward']:>12.5g}"
-        print(f"{numbers}  {row['reason']:<16}{row['program']}")
+    if not args.json:
+        print(f"{'score':>10}{'reward':>12}  {'reason':<16}program")
+    for row in rows:
+        score, reward, reason, path = row.values()
+        line = f"{score:>10.4f}{reward:>12.5g}  {reason:<16}{path}"
+        print(json.dumps(row) if args.json else line)
     if reward_model.truncated:
-        print(f"{reward_model.truncated} programs cut to {reward_model.max_length} tokens")
+        print(f"{reward_model.truncated} programs cut to fit", file=sys.stderr)
 
 
 def generate_command(argv):
@@ -906,16 +900,12 @@ def generate_command(argv):
     device = runs.setup(args.device)[2]
     model = load_model(args.model, "lm", runs.compute_dtype(device), device)
     tokenizer = Tokenizer(args.model)
-    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
-    ids = prompt_ids(tokenizer, args.prompt, args.enable_thinking)
-    completions = generate(
-        model, [ids], args.n, args.max_new_tokens, stop_ids=tokenizer.stop_ids, seed=args.seed,
-        **sampling,
-    )[0]  # fmt: skip
+    prompts = [prompt_ids(tokenizer, args.prompt, args.enable_thinking)]
+    sampling = (args.temperature, args.top_p, args.top_k, tokenizer.stop_ids, args.seed)
+    completions = generate(model, prompts, args.n, args.max_new_tokens, *sampling)[0]
     for number, c in enumerate(completions, 1):
         end = "finished" if c.finished else "cut off by --max-new-tokens"
-        logp = f"log-probability {sum(c.logps):.2f}"
-        print(f"--- {number}/{args.n}: {len(c.ids)} tokens, {end}, {logp}")
+        print(f"--- {number}: {len(c.ids)} tokens, {end}, log-probability {sum(c.logps):.2f}")
         print(tokenizer.decode(c.ids))
 
 

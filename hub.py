@@ -7,8 +7,10 @@ architectures, RoPE scaling, quantized or damaged weights, a tokenizer of anothe
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +194,12 @@ class Tokenizer:
         for tokenizer in (self.fast, self.plain):
             tokenizer.no_truncation()
             tokenizer.no_padding()
-        self.num_tokens = 1 + max(self.fast.get_vocab(with_added_tokens=True).values())
+        vocabulary = self.fast.get_vocab(with_added_tokens=True)
+        self.num_tokens = len(vocabulary)
+        if self.num_tokens <= max(vocabulary.values()):
+            raise UserError(
+                f"{file}: {self.num_tokens} tokens, but ids up to {max(vocabulary.values())}"
+            )
         missing = [t for t in ("<|im_start|>", "<|im_end|>") if self.fast.token_to_id(t) is None]
         if missing:
             raise UserError(f"{file}: no token {' and '.join(missing)}: not a Qwen3 tokenizer")
@@ -223,19 +230,20 @@ def check_tokenizer(tokenizer, config):
     chat template is not the one that is rendered here."""
     if tokenizer.num_tokens > config.vocab_size:
         raise UserError(
-            f"{tokenizer.path / 'tokenizer.json'} has ids up to {tokenizer.num_tokens - 1}, "
+            f"{tokenizer.path / 'tokenizer.json'} has {tokenizer.num_tokens} tokens, "
             f"config.json vocab_size {config.vocab_size}: it belongs to another model"
         )
-    file, settings = (
-        tokenizer.path / "chat_template.jinja",
-        tokenizer.path / "tokenizer_config.json",
-    )
+    tell_template(tokenizer.path)
+
+
+@functools.cache  # once, however often a model is loaded
+def tell_template(folder):
+    """Says on rank 0 where a model's own chat template is not Qwen3's."""
+    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     template = file.read_text(encoding="utf-8") if file.is_file() else None
     if template is None and settings.is_file():
         template = read_json(settings).get("chat_template")
     found = hashlib.sha256(str(template).encode()).hexdigest()[:16]
-    if template is not None and found not in KNOWN_TEMPLATES:
-        print(
-            f"{tokenizer.path}: its chat template ({found}) is not Qwen3's, which is used here",
-            file=sys.stderr,
-        )
+    if template and found not in KNOWN_TEMPLATES and os.environ.get("RANK", "0") == "0":
+        notice = f"{folder}: its chat template ({found}) is not Qwen3's, which is used here"
+        print(notice, file=sys.stderr)

@@ -55,7 +55,7 @@ from common import (
     write_atomic,
 )
 from extract import MODES
-from pairs import NOT_GRADED, execute, rollout
+from pairs import NOT_GRADED, Rollout, execute, rollout
 from problems import input_files, load_problems, policy_prompt, verified
 from runs import Interrupt, Run
 from sandbox import Sandbox
@@ -340,11 +340,10 @@ def update(model, reference, optimizer, groups, args, device, world=1):
 def backward_batch(model, reference, prompt, past, batch, samples, tokens, args, world):
     """Forward and backward pass of one micro-batch -> (sums of metrics, largest mismatch). A batch
     None takes part with weight 0, as training_passes asks."""
-    device, rows = past[0][0].device, batch or [None]
-    ids = [r.ids if r else [0] for r in rows]
-    ids_BT, lengths_B = rows_after(prompt, ids, device)
+    device, rows = past[0][0].device, batch or [Rollout(None, ids=[0], old_logp=[0.0])]
+    ids_BT, lengths_B = rows_after(prompt, [r.ids for r in rows], device)
     mask_BT = torch.arange(1, ids_BT.shape[1], device=device) < lengths_B[:, None]
-    support = [r.support for r in rows] if batch and batch[0].support else None
+    support = [r.support for r in rows] if rows[0].support else None
     logprobs = {"target_BT": ids_BT[:, 1:], "mask_BT": mask_BT, "temperature": args.temperature}
     # The state at a token predicts the next one; the last state predicts nothing.
     hidden_BTD = model(ids_BT, past)[0][:, :-1]
@@ -354,10 +353,9 @@ def backward_batch(model, reference, prompt, past, batch, samples, tokens, args,
         with torch.no_grad():
             hidden_BTD = reference(ids_BT, read_prompt(reference, prompt))[0][:, :-1]
             ref_logp_BT, _ = token_logprobs(reference, hidden_BTD, support=support, **logprobs)
-    old_logp_N = [logp for r in rows for logp in (r.old_logp if r else [0.0])]
-    old_logp_N = torch.tensor(old_logp_N, device=device)
+    old_logp_N = torch.tensor([logp for r in rows for logp in r.old_logp], device=device)
     old_logp_BT = torch.zeros_like(logp_BT).masked_scatter(mask_BT, old_logp_N)
-    advantage_B = torch.tensor([r.advantage if r else 0.0 for r in rows], device=device)
+    advantage_B = torch.tensor([r.advantage for r in rows], device=device)
     weight_BT = token_weights(mask_BT, args.norm, samples, tokens, args.max_new_tokens)
     weight_BT = weight_BT * bool(batch)
     loss, metrics = grpo_loss(

@@ -56,7 +56,7 @@ from common import (
 )
 from extract import MODES
 from pairs import NOT_GRADED, Rollout, execute, rollout
-from problems import input_files, load_problems, policy_prompt, verified
+from problems import Problem, input_files, load_problems, policy_prompt, verified
 from runs import Interrupt, Run
 from sandbox import Sandbox
 
@@ -69,6 +69,7 @@ WARMUP = 5  # steps of linear warmup; then the learning rate is constant
 WEIGHT_DECAY = 0.01
 STD_FLOOR = 0.05  # least standard deviation that advantages are divided by, see group_advantages
 MAX_PROMPT = 4096  # tokens; problems with a longer prompt are left out
+NOTHING = Problem("", "")  # asked by a rank that only takes part in the others' passes
 EVAL_PROBLEMS = 48  # in an evaluation during training; before and after it is all of them
 
 
@@ -340,7 +341,7 @@ def update(model, reference, optimizer, groups, args, device, world=1):
 def backward_batch(model, reference, prompt, past, batch, samples, tokens, args, world):
     """Forward and backward pass of one micro-batch -> (sums of metrics, largest mismatch). A batch
     None takes part with weight 0, as training_passes asks."""
-    device, rows = past[0][0].device, batch or [Rollout(None, ids=[0], old_logp=[0.0])]
+    device, rows = past[0][0].device, batch or [Rollout(NOTHING, ids=[0], old_logp=[0.0])]
     ids_BT, lengths_B = rows_after(prompt, [r.ids for r in rows], device)
     mask_BT = torch.arange(1, ids_BT.shape[1], device=device) < lengths_B[:, None]
     support = [r.support for r in rows] if rows[0].support else None

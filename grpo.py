@@ -394,7 +394,9 @@ def input_list(args):
     files = input_files("--problems", args.problems)
     files += input_files("--eval-problems", args.eval_problems)
     files += [("--policy", file) for file in hub.weight_files(args.policy)]
-    return files + [("--rm", file) for file in hub.weight_files(args.rm) if args.reward == "rm"]
+    if args.reward == "rm":
+        files += [("--rm", file) for file in hub.weight_files(args.rm)]
+    return files
 
 
 def load_data(args, tokenizer, judges, log):

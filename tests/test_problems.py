@@ -15,7 +15,18 @@ from sandbox import Sandbox
 from sandbox import Tests as Suite  # pytest would collect a class named Test...
 from tiny import world
 
-ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = Path(__file__).resolve().parent.parent / "problems.py"
+CALL = {"kind": "call", "entry_point": "f", "cases": [{"args": [1], "expected": 2}]}
+ROW = {"id": "a", "prompt": "p", "tests": CALL}
+STDIN = {"type": "stdin_stdout", "input": "3\n", "output": "6\n"}
+CURE = {"question": "q", "test_input": ["1"], "test_output": ["1"]}
+GOOD = {
+    "mbpp": {"text": "t", "code": "c", "test_list": ["assert f()"], "task_id": "good"},
+    "humaneval": {"task_id": "g", "prompt": "p", "canonical_solution": "c", "entry_point": "f",
+                  "test": "def check(candidate): pass"},
+    "cure": CURE | {"task_id": "good"},
+    "deepcoder": {"problem": "p", "tests": [STDIN], "id": "good"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +49,7 @@ def load(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
-# our own schema, and specs
-
-CALL = {"kind": "call", "entry_point": "f", "cases": [{"args": [1], "expected": 2}]}
-ROW = {"id": "a", "prompt": "p", "tests": CALL}
+# our own schema, specs and files
 
 
 def test_own_schema(load):
@@ -49,28 +57,24 @@ def test_own_schema(load):
     assert problem == Problem("a", "p", Suite(**CALL), starter="def f(x):")
 
 
-@pytest.mark.parametrize(
-    "row, found",
-    [
-        ("not json", "row 2: not JSON"),
-        ('{"id": "b", "prompt": "\\ud800"}', "row 2: not JSON.*surrogates"),
-        ("[1]", "row 2: not an object"),
-        ({"id": "b"}, "row 2: no key 'prompt'"),
-        ({"id": "b", "prompt": None}, "row 2: no key 'prompt'|'prompt' should be str"),
-        (ROW | {"extra": 1}, "row 2: .*'extra'"),
-        (ROW | {"solution": 1}, "row 2: key 'solution' should be str"),
-        (ROW | {"tests": []}, "row 2: key 'tests' should be dict"),
-        (ROW | {"tests": CALL | {"kind": "other"}}, "row 2: .*tests.kind is .*other"),
-        (ROW | {"tests": {"kind": "call"}}, "row 2: .*missing .* 'cases'"),
-        (ROW | {"tests": CALL | {"entry_point": None}}, "row 2: .*entry_point"),
-        (ROW | {"tests": CALL | {"cases": [{"args": [1]}]}}, r"row 2: .*tests.cases\[0\] is"),
-        (ROW | {"tests": CALL | {"cases": []}}, "row 2: .*no tests"),
-        (ROW | {"tests": CALL | {"time_limit": -1}}, "row 2: .*time_limit is -1"),
-        (ROW, "row 2: the id appears twice, found 'a'"),
-    ],
-)
+@pytest.mark.parametrize("row, found", [
+    ("not json", "not JSON"),
+    ('{"id": "b", "prompt": "\\ud800"}', "not JSON.*surrogates"),
+    ("[1]", "not an object"),
+    ({"id": "b", "prompt": None}, "no key 'prompt'"),
+    (ROW | {"extra": 1}, "'extra'"),
+    (ROW | {"solution": 1}, "key 'solution' should be str"),
+    (ROW | {"tests": []}, "key 'tests' should be dict"),
+    (ROW | {"tests": CALL | {"kind": "other"}}, "tests.kind is .*other"),
+    (ROW | {"tests": {"kind": "call"}}, "missing .* 'cases'"),
+    (ROW | {"tests": CALL | {"entry_point": None}}, "entry_point"),
+    (ROW | {"tests": CALL | {"cases": [{"args": [1]}]}}, r"tests.cases\[0\]"),
+    (ROW | {"tests": CALL | {"cases": []}}, "no tests"),
+    (ROW | {"tests": CALL | {"time_limit": -1}}, "time_limit is -1"),
+    (ROW, "the id appears twice, found 'a'"),
+])  # fmt: skip
 def test_a_row_of_our_own_schema_that_does_not_fit_ends_the_load(load, row, found):
-    with pytest.raises(UserError, match=found):
+    with pytest.raises(UserError, match=f"row 2: .*{found}"):
         load("", ROW, row)
 
 
@@ -80,83 +84,67 @@ def test_a_spec_that_does_not_exist_is_named(spec):
         load_problems(spec)
 
 
-def test_min_tests_limit_and_empty_files(load):
-    assert len(load("", ROW, {"id": "b", "prompt": "no tests"}, min_tests=2)) == 1
-    for limit in (0, -1):
-        with pytest.raises(UserError, match=f"--limit {limit}"):
-            load("", ROW, limit=limit)
-        with pytest.raises(UserError, match=f"--limit {limit}"):
-            load_problems("toy:train", limit=limit)
-    with pytest.raises(UserError, match="no problem left of 1 .--min-tests 3"):
-        load("", ROW, min_tests=3)
-    with pytest.raises(UserError, match="no rows"):
-        load("")
+@pytest.mark.parametrize("toy", [True, False])
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_named(load, limit, toy):
+    with pytest.raises(UserError, match=f"--limit {limit}"):
+        load_problems("toy:train", limit) if toy else load("", ROW, limit=limit)
 
 
-def test_integers_of_any_length(load, sandbox):
+def test_min_tests_keeps_problems_without_any(load):
+    assert [p.id for p in load("", ROW, {"id": "b", "prompt": "p"}, min_tests=2)] == ["b"]
+    with pytest.raises(UserError, match="no problem left .*1 dropped by --min-tests 2"):
+        load("", ROW, min_tests=2)
+
+
+def test_integers_of_any_length(load):
     tests = CALL | {"cases": [{"args": [5000], "expected": 10**5000}]}
-    text = json.dumps(ROW | {"tests": tests})
-    (problem,) = load("", text)
-    assert problem.tests.cases[0]["expected"] == 10**5000
-
-
-# --------------------------------------------------------------------------------------------------
-# files
+    assert load("", ROW | {"tests": tests})[0].tests.cases[0]["expected"] == 10**5000
 
 
 def test_files_by_their_ending(tmp_path):
-    row = {"question": "Q", "test_input": ["1"], "test_output": ["1"]}
-    (tmp_path / "a.json").write_text(json.dumps([row, row]))
-    (tmp_path / "a.jsonl").write_text("\n" + json.dumps(row) + "\n\n" + json.dumps(row))
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
-        file.write(2 * (json.dumps(row) + "\n"))
+    (tmp_path / "a.json").write_text(json.dumps([CURE, CURE]))
+    (tmp_path / "a.jsonl").write_text("\n" + json.dumps(CURE) + "\n\n" + json.dumps(CURE))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(2 * (json.dumps(CURE) + "\n").encode()))
     loaded = [load_problems(f"cure:{tmp_path}/a{e}") for e in (".json", ".jsonl", ".jsonl.gz")]
     assert loaded[0] == loaded[1] == loaded[2] and len(loaded[0]) == 2
 
 
 def test_parquet(tmp_path, monkeypatch):
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    row = {"question": "Q", "test_input": ["1"], "test_output": ["1"]}
-    parquet.write_table(arrow.Table.from_pylist([row] * 100), tmp_path / "a.parquet")
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.Table.from_pylist([CURE] * 100), tmp_path / "a.parquet")
     assert len(load_problems(f"cure:{tmp_path}/a.parquet", limit=70)) == 70
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="pip install pyarrow"):
         load_problems(f"cure:{tmp_path}/a.parquet")
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("a.jsonl", b"\xff\xfe\n"),
-        ("a.jsonl.gz", b"no gzip"),
-        ("a.jsonl.gz", gzip.compress(b"{}")[:-9]),
-        ("a.json", b"[1"),
-        ("a.parquet", b"PAR1"),
-    ],
-)
-def test_damaged_files_are_named(tmp_path, name, content):
+@pytest.mark.parametrize("name, content, found", [
+    ("a.jsonl", b"\xff\xfe\n", "cannot be read"),
+    ("a.jsonl", b"\n", "no rows"),
+    ("a.jsonl.gz", b"no gzip", "cannot be read"),
+    ("a.jsonl.gz", gzip.compress(b"{}")[:-9], "cannot be read"),
+    ("a.json", b"[1", "cannot be read"),
+    ("a.parquet", b"PAR1", "cannot be read"),
+])  # fmt: skip
+def test_damaged_files_are_named(tmp_path, name, content, found):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}: .*(damaged|pyarrow)"):
+    with pytest.raises(UserError, match=f"{name}: {found}"):
         load_problems(f"cure:{tmp_path}/{name}")
 
 
 def test_files_of_the_hub(tmp_path, monkeypatch):
-    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW))
-    asked = []
-
     def download(repo, file, **options):
-        asked.append((repo, file, options))
         if file == "none.jsonl":
             raise OSError("404\nmore")
+        assert (repo, file) == ("owner/name", "test/rows.jsonl")
+        assert options == {"repo_type": "dataset", "revision": "main"}
         return str(tmp_path / "rows.jsonl")
 
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW))
     monkeypatch.setattr("problems.hf_hub_download", download)
     assert len(load_problems("hub:owner/name@main/test/rows.jsonl")) == 1
-    assert asked == [
-        ("owner/name", "test/rows.jsonl", {"repo_type": "dataset", "revision": "main"})
-    ]
-    with pytest.raises(UserError, match="none.jsonl: cannot be fetched: 404$"):
+    with pytest.raises(UserError, match="none.jsonl: cannot be read: .*404.*more"):
         load_problems("hub:owner/name/none.jsonl")
     with pytest.raises(UserError, match="expected hub:OWNER/NAME"):
         load_problems("cure:hub:rows.jsonl")
@@ -191,24 +179,6 @@ def test_humaneval(load, sandbox):
     assert not sandbox.run(cheat, problem.tests).passed
 
 
-@pytest.mark.parametrize("published", [False, True])
-def test_leetcode_rows_are_read_by_the_format_of_checks(load, sandbox, published):
-    check = "def check(candidate):\n    assert candidate(nums = [3, 1]) == 1\n"
-    code = (
-        "class Solution:\n    def least(self, nums: List[int]) -> int:\n        return {}(nums)\n"
-    )
-    row = {"id": "1", "question": "Least.", "code_pos": code.format("min")}
-    row["tests_functional"] = f"{check}\n\ncheck(Solution().least)"
-    if published:
-        row = {"task_id": "least", "problem_description": "Least.", "starter_code": code[:30]}
-        row |= {"prompt": "from typing import List\n", "completion": code.format("min")}
-        row |= {"entry_point": "Solution().least", "test": check}
-    (problem,) = load("humaneval", row)
-    assert problem.prompt == "Least." and problem.source == "leetcode"
-    assert sandbox.run(problem.solution, problem.tests).passed
-    assert not sandbox.run(code.format("max"), problem.tests).passed
-
-
 def test_cure(load, sandbox):
     row = {"question": "Double.", "test_input": ["1\n", ["4"]], "test_output": ["2\n", ["8"]]}
     (problem,) = load("cure", row | {"test_time_limit": 2})
@@ -217,92 +187,62 @@ def test_cure(load, sandbox):
     assert not sandbox.run("print(2)", problem.tests).passed
 
 
-def lcb(given, wanted, name="f", **more):
-    metadata = {"func_name": name}
-    return {"input": given, "output": wanted, "testtype": "functional", "metadata": metadata} | more
+def lcb(given, wanted):
+    functional = {"testtype": "functional", "metadata": {"func_name": "f"}}
+    return [{"input": given, "output": wanted} | functional]
 
 
 def pi(given, wanted, name="f"):
-    return {"type": "function_call", "fn_name": name, "input": given, "output": wanted}
+    return [{"type": "function_call", "fn_name": name, "input": given, "output": wanted}]
 
 
-def taco(given, wanted, name="f"):
-    return {"inputs": [given], "outputs": [wanted]} | ({"fn_name": name} if name else {})
+def taco(given, wanted, **name):
+    return {"inputs": [given], "outputs": [wanted]} | name
 
 
-STDIN = {"type": "stdin_stdout", "input": "3\n", "output": "6\n"}
+def call(given, wanted):
+    return taco(given, wanted, fn_name="f")
+
+
+def body(expression):
+    return f"def f(x, y=0):\n    return {expression}"
+
+
 DOUBLE = "print(2 * int(input()))"
-FIRST = "def f(x):\n    return x[0] if x else None"
-# tests of a row, a program that passes, programs that do not
+# tests of a row, programs that pass, programs that do not
 DEEPCODER = {
     "codeforces": ([STDIN], [DOUBLE], ["print(3)"]),
-    "taco stdin": (taco("3\n", "6\n", None), [DOUBLE], ["print(3)"]),
-    "lists of lines": (
-        taco(["2", "5 6"], ["5", "6"], None),
-        ["input()\nprint(*input().split(), sep='\\n')"],
-        ["input()\nprint(input().split()[0])"],
-    ),
-    "wrapped list": ([pi([[3, 1]], [[1, 3]])], ["def f(x):\n    return x[::-1]"], [FIRST]),
-    "wrapped text": ([pi(["ab"], ["AB"])], ["def f(x):\n    return x.upper()"], []),
-    "plain text": (taco(["ab"], "AB"), ["def f(x):\n    return x.upper()"], []),
-    "wrapped null": (taco([[]], [None]), [FIRST], ["def f(x):\n    return 0"]),
-    "null": (taco([[]], None), [FIRST], ["def f(x):\n    return 0"]),
-    "text like JSON": (taco([[1]], ["[1]"]), ["def f(x):\n    return str(x)"], []),
-    "digits": (taco([7], ["7"]), ["def f(x):\n    return str(x)"], ["def f(x):\n    return x"]),
-    "list of two": (taco([[4, 9]], [4, 9]), ["def f(x):\n    return x"], [FIRST]),
-    "list of one": (
-        taco([[12]], [12]),
-        ["def f(x):\n    return x", FIRST],
-        ["def f(x):\n    return [x]", "def f(x):\n    return 4"],
-    ),
-    "lists of one and more": (
-        {"fn_name": "f", "inputs": [[[1, 2]], [[3]]], "outputs": [[1, 2], [3]]},
-        ["def f(x):\n    return x"],
-        ["def f(x):\n    return x if len(x) > 1 else x[0]"],
-    ),
-    "lcb list of one": ([lcb("[12]", "[12]")], ["def f(x):\n    return x"], [FIRST]),
-    "lcb text": ([lcb('"7"\n1', '"7"')], ["def f(x, y):\n    return x"], []),
-    "lcb digits": ([lcb("7", "7")], ["def f(x):\n    return x"], ["def f(x):\n    return str(x)"]),
-    "keys": (
-        taco([{"1": 2, "-3": 4}], [{"5": {"06": 7}}]),
-        ["def f(d):\n    return {5: {'06': sum(d) + 9}}"],
-        [],
-    ),
+    "taco stdin": (taco("3\n", "6\n"), [DOUBLE], ["print(3)"]),
+    "numbers": (taco([3], 6), [DOUBLE], ["print(3)"]),
+    "lists of lines": (taco(["2", "5 6"], ["5", "6"]),
+                       ["input()\nprint(*input().split(), sep='\\n')"],
+                       ["input()\nprint(input().split()[0])"]),
+    "wrapped list": (pi([[3, 1]], [[1, 3]]), [body("x[::-1]")], [body("x[0]")]),
+    "wrapped text": (pi(["ab"], ["AB"]), [body("x.upper()")], []),
+    "plain text": (call(["ab"], "AB"), [body("x.upper()")], []),
+    "wrapped null": (call([[]], [None]), [body("None")], [body("0")]),
+    "null": (call([[]], None), [body("None")], [body("0")]),
+    "text like JSON": (call([[1]], ["[1]"]), [body("str(x)")], []),
+    "digits": (call([7], ["7"]), [body("str(x)")], [body("x")]),
+    "list of two": (call([[4, 9]], [4, 9]), [body("x")], [body("x[0]")]),
+    "list of one": (call([[12]], [12]), [body("x"), body("x[0]")], [body("[x]"), body("4")]),
+    "lists of one and more": ({"fn_name": "f", "inputs": [[[1, 2]], [[3]]],
+                               "outputs": [[1, 2], [3]]}, [body("x")], [body("x[1:] and x or 3")]),
+    "lcb list of one": (lcb("[12]", "[12]"), [body("x")], [body("x[0]")]),
+    "lcb text": (lcb('"7"\n1', '"7"'), [body("x")], []),
+    "lcb digits": (lcb("7", "7"), [body("x")], [body("str(x)")]),
+    "keys": (call([{"1": 2, "-3": 4}], [{"5": {"06": 7}}]), [body("{5: {'06': sum(x) + 9}}")], []),
     "python literal": (str([STDIN]), [DOUBLE], ["print(3)"]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("as_text", [True, False])
-@pytest.mark.parametrize("name", DEEPCODER)
-def test_deepcoder(load, sandbox, name, as_text):
-    tests, right, wrong = DEEPCODER[name]
-    row = {"problem": "p", "tests": json.dumps(tests) if as_text else tests}
-    row["tests"] = tests if isinstance(tests, str) else row["tests"]
-    (problem,) = load("deepcoder", row)
+@pytest.mark.parametrize("tests, right, wrong", DEEPCODER.values(), ids=DEEPCODER)
+def test_deepcoder(load, sandbox, tests, right, wrong, as_text):
+    tests = json.dumps(tests) if as_text and not isinstance(tests, str) else tests
+    (problem,) = load("deepcoder", {"problem": "p", "tests": tests})
     assert [sandbox.run(code, problem.tests).passed for code in right] == [True] * len(right)
     assert [sandbox.run(code, problem.tests).passed for code in wrong] == [False] * len(wrong)
-
-
-def test_the_function_of_a_row_comes_from_its_test_its_object_or_its_metadata(load):
-    test = {key: value for key, value in lcb("1", "2").items() if key != "metadata"}
-    starter = {"starter_code": "class Solution:\n    def f(self, x):"}
-    found = load(
-        "deepcoder",
-        {"problem": "p", "tests": [lcb("1", "2")], "metadata": {"func_name": "other"}},
-        {"problem": "p", "tests": [test], "metadata": '{"func_name": "f"}'} | starter,
-        {"question": "p", "tests": taco([1], [2]), "metadata": "a text"},
-    )
-    assert [p.tests.entry_point for p in found] == ["f", "Solution.f", "f"]
-
-
-def test_name_and_kind_do_not_leak_from_one_test_to_the_next(load):
-    named, unnamed = pi([1], [2]), {"input": [1], "output": [2]}
-    rows = [[named, unnamed], [unnamed, named], [named, STDIN], [named, pi([1], [2], "g")]]
-    said = []
-    good = {"problem": "p", "tests": [named] * 2}
-    rows = [{"problem": "p", "tests": tests} for tests in rows]
-    assert len(load("deepcoder", good, *rows, log=said.append)) == 1
-    assert "left out 4 of 5: " in said[0] and "row 2: tests of several kinds" in said[0]
 
 
 def test_functional_rows_have_the_names_that_harnesses_preload(load, sandbox):
@@ -315,11 +255,11 @@ def test_functional_rows_have_the_names_that_harnesses_preload(load, sandbox):
         def count(n): return counts[n]
         return reduce(max, accumulate(map(count, deque(nums)))) + bisect_left(nums, least)
 """
-    test = [lcb("[4, 9, 4]", "5")]
     starter = "class Solution:\n    def f(self, nums: List[int]) -> int:"
-    (problem,) = load("deepcoder", {"problem": "p", "tests": test, "starter_code": starter})
-    result = sandbox.run(code, problem.tests)
-    assert result.passed, result.detail
+    test = {"input": "[4, 9, 4]", "output": "5", "testtype": "functional"}
+    row = {"question": "p", "tests": [test], "starter_code": starter}
+    (problem,) = load("deepcoder", row | {"metadata": '{"func_name": "f"}'})
+    assert sandbox.run(code, problem.tests).passed
     assert problem.tests.setup == PRELUDE and "import" not in policy_prompt(problem)
 
 
@@ -328,60 +268,39 @@ def test_fenced_solutions_are_taken_out(load):
     assert load("deepcoder", row)[0].solution.strip() == DOUBLE
 
 
-MISFITS = [
-    ("mbpp", {"text": "t", "code": "c", "test_list": "assert"}),
-    ("mbpp", {"text": "t", "code": "c", "test_list": [1]}),
-    ("mbpp", {"text": "t", "code": None, "test_list": []}),
+@pytest.mark.parametrize("kind, row", [
+    ("mbpp", GOOD["mbpp"] | {"test_list": "assert"}),
+    ("mbpp", GOOD["mbpp"] | {"code": None}),
     ("humaneval", {"prompt": "p"}),
-    ("cure", {"question": "q", "test_input": ["1"], "test_output": []}),
-    ("cure", {"question": "q", "test_input": ["1"], "test_output": [{}]}),
-    ("cure", {"question": "q", "test_input": 1, "test_output": [{}]}),
-    ("cure", {"question": "q", "test_input": ["1"], "test_output": ["1"], "test_time_limit": "x"}),
+    ("cure", CURE | {"test_output": []}),
+    ("cure", CURE | {"test_output": [{}]}),
+    ("cure", CURE | {"test_time_limit": "x"}),
     ("deepcoder", {"problem": None, "tests": [STDIN]}),
-    ("deepcoder", {"problem": "p", "tests": "{"}),
-    ("deepcoder", {"problem": "p", "tests": "[" * 100_000}),
-    ("deepcoder", {"problem": "p", "tests": 1}),
-    ("deepcoder", {"problem": "p", "tests": [1]}),
-    ("deepcoder", {"problem": "p", "tests": [{"input": "1"}]}),
-    ("deepcoder", {"problem": "p", "tests": [pi("x y", "1")]}),
-    ("deepcoder", {"problem": "p", "tests": [pi(1, "1")]}),
-    ("deepcoder", {"problem": "p", "tests": [pi([1], "1", ["f"])]}),
-    ("deepcoder", {"problem": "p", "tests": [pi([1], "1", None)]}),
-    ("deepcoder", {"problem": "p", "tests": [lcb("1", "x y")]}),
-    ("deepcoder", {"problem": "p", "tests": [STDIN | {"type": 1}]}),
     ("deepcoder", {"problem": "p", "tests": [STDIN], "starter_code": 1}),
     ("deepcoder", '{"problem": "\\udc00", "tests": []}'),
     ("deepcoder", "no JSON"),
-    ("deepcoder", "[]"),
-]
-GOOD = {
-    "mbpp": {"text": "t", "code": "c", "test_list": ["assert f()"], "task_id": "good"},
-    "humaneval": {"task_id": "g", "prompt": "p", "canonical_solution": "c", "entry_point": "f"}
-    | {"test": "def check(candidate): pass"},
-    "cure": {"question": "q", "test_input": ["1"], "test_output": ["1"], "task_id": "good"},
-    "deepcoder": {"problem": "p", "tests": [STDIN], "id": "good"},
-}
-
-
-@pytest.mark.parametrize("kind, row", MISFITS)
+    *[("deepcoder", {"problem": "p", "tests": tests}) for tests in (
+        "{", "[" * 100_000, 1, [1], [{"input": "1"}], pi("x y", "1"), pi(1, "1"),
+        pi([1], "1", ["f"]), pi([1], "1", None), lcb("1", "x y"), [STDIN | {"type": 1}],
+        [*pi([1], [2]), STDIN], [*pi([1], [2]), *pi([1], [2], "g")],
+        [*pi([1], [2]), {"input": [1], "output": [2]}])],
+])  # fmt: skip
 def test_a_row_of_a_public_format_that_does_not_fit_is_left_out_and_named(load, kind, row):
     said = []
     rows = [GOOD[kind], row, row, GOOD[kind] | {"id": 1, "task_id": "1"}]
     assert len(load(kind, *rows, log=said.append)) == 2
-    (text,) = said
-    assert "2 problems" in text and "left out 2 of 4: " in text and "row 2: " in text
-    with pytest.raises(UserError, match="no problem left of 1 .*rows.jsonl row 1: ") as error:
+    assert "2 problems" in said[0] and "left out 2 of 4: " in said[0] and "row 2: " in said[0]
+    with pytest.raises(UserError, match="no problem left .*rows.jsonl row 1: ") as error:
         load(kind, row)
     assert "\n" not in str(error.value)
 
 
-def test_more_than_a_fifth_left_out_is_said_loudly_and_even_without_a_log(load, capsys):
-    good = [GOOD["mbpp"] | {"task_id": i} for i in range(8)]
-    said = []
-    load("mbpp", *good, {}, good[0], log=said.append)
-    assert said[0].count("left out 1 of 10") == 2 and "WARNING" not in said[0]
-    load("mbpp", *good, {}, {}, {})
-    assert "3 of 11 rows do not fit" in capsys.readouterr().err
+@pytest.mark.parametrize("bad, is_loud", [([{}, GOOD["mbpp"]], False), ([{}, {}, {}], True)])
+def test_reasons_are_counted_and_many_are_said_loudly(load, capsys, bad, is_loud):
+    load("mbpp", GOOD["mbpp"], *[GOOD["mbpp"] | {"task_id": i} for i in range(7)], *bad)
+    said = capsys.readouterr().err
+    assert said.count("left out") - is_loud == len({str(row) for row in bad})
+    assert ("WARNING: 3 of 11 rows do not fit" in said) == is_loud
 
 
 # --------------------------------------------------------------------------------------------------
@@ -397,28 +316,27 @@ def test_verified_keeps_what_passes_and_what_cannot_be_told(sandbox):
     assert [result and result.passed for result in results] == [False, None, True, None]
     said = []
     assert verified(problems, sandbox, said.append) == problems[1:]
-    text = "\n".join(said)
-    for part in ("1 of 2 solutions pass", "2 have none", "1 wrong_answer, the first: wrong: "):
-        assert part in text
+    assert said[0] == "1 of 2 solutions pass their own tests, 2 have none"
+    assert "1 wrong_answer, the first: wrong: " in said[1]
 
 
-def test_the_command_runs_from_any_folder(tmp_path):
-    row = ROW | {"solution": "def f(x): return x + 1"}
-    (tmp_path / "mine.jsonl").write_text(json.dumps(row))
-    command = [sys.executable, str(ROOT / "problems.py"), "--sandbox", "basic", "--verify"]
-    for spec, wanted in (("mine.jsonl", "1 of 1"), ("toy:train", "5 of 5")):
-        done = subprocess.run(
-            [*command, spec, "--limit", "5"], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0 and f"{wanted} solutions pass" in done.stdout, done.stderr
+@pytest.mark.parametrize("spec, wanted", [("mine.jsonl", "1 of 1"), ("toy:train", "5 of 5")])
+def test_the_command_runs_from_any_folder(tmp_path, spec, wanted):
+    (tmp_path / "mine.jsonl").write_text(json.dumps(ROW | {"solution": "def f(x): return x + 1"}))
+    command = [sys.executable, SCRIPT, spec, "--limit", "5", "--sandbox", "basic", "--verify"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and f"{wanted} solutions pass" in done.stdout, done.stderr
 
 
-def test_lcb_prompt_places_the_format_behind_the_question():
-    prompt = policy_prompt(Problem("a", "Question?"), "lcb")
-    assert "tests.\n\nQuestion?### Format: Read the inputs" in prompt
-    assert prompt.endswith("backticks)\n\n") and "# YOUR CODE HERE" in prompt
-    prompt = policy_prompt(Problem("a", "Question?", starter="def f():"), "lcb")
-    assert "Question?### Format: You will use" in prompt and "```python\ndef f():\n```" in prompt
+@pytest.mark.parametrize("starter, how, code", [
+    ("", "Read the inputs", "# YOUR CODE HERE"),
+    ("def f():", "You will use", "def f():"),
+])  # fmt: skip
+def test_lcb_prompt_places_the_format_behind_the_question(starter, how, code):
+    prompt = policy_prompt(Problem("a", "Question {x}?", starter=starter), "lcb")
+    assert f"tests.\n\nQuestion {{x}}?### Format: {how}" in prompt
+    assert prompt.endswith(f"```python\n{code}\n```\n\n### Answer: (use the provided format "
+                           "with backticks)\n\n")  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------
@@ -460,23 +378,12 @@ def test_unseen_part_has_pairs_of_operations_never_trained_on():
 
 def test_unseen_part_has_phrasings_never_trained_on(splits):
     ops = world.STEPS + world.REDUCTIONS
-    assert all(len(set(op.phrasings)) >= 3 for op in ops)
-    seen = {p.format(k=k) for op in ops for p in op.phrasings[:-1] for k in op.constants}
     held_out = {op.phrasings[-1].format(k=k) for op in ops for k in op.constants}
-    assert not seen & held_out
-    trained = [p.prompt for name in ("train", "untested") for p in splits[name]]
     clauses = [text + end for text in held_out for end in (";", ".", ", then")]
+    trained = [p.prompt for name in ("train", "untested") for p in splits[name]]
     assert not [prompt for prompt in trained if any(clause in prompt for clause in clauses)]
     unseen = [p.prompt for p in splits["test"] if p.source == "toy:unseen"]
     assert all(any(text in prompt for text in held_out) for prompt in unseen)
-
-
-def test_toy_tests_include_the_edges(splits):
-    for problem in splits["train"][:200]:
-        inputs = [case["args"][0] for case in problem.tests.cases]
-        assert len(inputs) >= 10 and [] in inputs and max(map(len, inputs)) >= 30
-        assert any(x < 0 for xs in inputs for x in xs)
-        assert any(len(set(xs)) < len(xs) for xs in inputs)
 
 
 def test_toy_solutions_pass_and_a_wrong_one_does_not(splits, sandbox):
@@ -485,8 +392,7 @@ def test_toy_solutions_pass_and_a_wrong_one_does_not(splits, sandbox):
     assert not sandbox.run("def solve(xs):\n    pass\n", chosen[0].tests).passed
 
 
-def test_toy_problems_are_the_same_each_time_and_untested_ones_can_be_audited(splits):
-    assert load_problems("toy:test") == splits["test"]
+def test_untested_toy_problems_can_be_audited(splits):
     audited = load_problems("toy:untested+tests", limit=20)
     assert [p.prompt for p in audited] == [p.prompt for p in load_problems("toy:untested", 20)]
     assert all(p.tests and p.solution for p in audited)
@@ -494,5 +400,4 @@ def test_toy_problems_are_the_same_each_time_and_untested_ones_can_be_audited(sp
 
 
 def test_limit_keeps_both_parts_of_the_test_split():
-    sources = {p.source for p in load_problems("toy:test", limit=8)}
-    assert sources == {"toy:test", "toy:unseen"}
+    assert {p.source for p in load_problems("toy:test", limit=8)} == {"toy:test", "toy:unseen"}

@@ -470,10 +470,8 @@ def draw(p_RN, u_R):
     [2]
     """
     sum_RN = p_RN.cumsum(-1, dtype=torch.float64)
-    # Rounding must not lift the target to the total itself: no token passes that.
-    total_R = sum_RN[:, -1]
-    target_R = torch.minimum(u_R * total_R, total_R.nextafter(torch.zeros_like(total_R)))
-    return torch.searchsorted(sum_RN, target_R[:, None], right=True)[:, 0]
+    target_R1 = (u_R * sum_RN[:, -1])[:, None]  # in units of the total, which is 1 but for rounding
+    return torch.searchsorted(sum_RN, target_R1, right=True)[:, 0]
 
 
 @dataclass

@@ -1,280 +1,225 @@
-"""What goes wrong around a run: kills, full disks, spoilt weights, absurd flags.    pytest tests/test_faults.py
+"""What is refused, and how: checkpoints, tokenizers, other contents of an input, full disks.
 
-Damaged and mis-shaped checkpoints are in test_model.py, missing files and Ctrl-C in test_runs.py, lost ranks in
-test_ranks.py.
+Every one is a line that names the thing. Flags are in test_runs.py, the files of a run in
+test_runs_folder.py.    pytest tests/test_faults.py
 """
 
 import json
-import os
-import random
+import re
 import resource
 import shutil
-import signal
-import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from test_runs import GRPO, RM, ROOT, rows, run, same_weights, without_times
+from safetensors.torch import load_file
+from test_model import INDEX, LM, TINY, edit_json, edit_weights, folder, head  # noqa: F401
+from test_runs import pairs, rows, script, start  # noqa: F401
 from tokenizers import Tokenizer as FastTokenizer
 
-import bench
-import codescaler
-import grpo
-import train_rm
-from codescaler import Tokenizer, load_model
+import codescaler as cs
+import hub
 from common import UserError
-from train_rm import Args
 
-TRAINERS = {
-    "train_rm.py": ["train_rm.py", *RM],
-    "grpo.py": ["grpo.py", "--reward", "rm", "--rm", "tiny/reward", *GRPO],
-}
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """{trainer: (run folder of an uninterrupted run, its seconds)}, made when asked for."""
-    found = {}
-
-    def of(trainer):
-        if trainer not in found:
-            out, start = tmp_path_factory.mktemp("whole") / trainer, time.perf_counter()
-            run(*TRAINERS[trainer], "--out", out)
-            found[trainer] = out, time.perf_counter() - start
-        return found[trainer]
-
-    return of
+def refused(found, path, kind="lm"):
+    """Loading and checking a model fail with this, in one line."""
+    for use in (cs.load_model, cs.check_model):
+        with pytest.raises(UserError, match=found) as error:
+            use(path, kind)
+        assert "\n" not in str(error.value)
 
 
-def start(command, **given):
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **given,
-    )  # fmt: skip
+# --------------------------------------------------------------------------------------------------
+# config.json
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+NAMED = [
+    ({"model_type": "llama"}, "model_type 'llama'"),
+    ({"rope_parameters": YARN}, "RoPE scaling"),
+    ({"rope_parameters": {"full_attention": YARN}}, "RoPE scaling"),
+    ({"rope_scaling": YARN}, "RoPE scaling"),  # beside rope_parameters of the default kind
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE scaling"),
+    ({"rope_scaling": "yarn"}, "rope_scaling 'yarn'"),
+    ({"use_sliding_window": True}, "sliding-window"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"hidden_act": "gelu"}, "hidden_act"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ({"hidden_size": None}, "hidden_size"),
+    ({"hidden_size": "64"}, "hidden_size '64'"),
+    ({"num_key_value_heads": 0}, "num_key_value_heads 0"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps 'small'"),
+    ({"num_key_value_heads": 3}, "4 query heads over 3"),
+    ({"hidden_size": 128}, "has shape"),
+    ({"num_hidden_layers": 4}, "missing tensors .*layers.3"),
+    ({"num_hidden_layers": 2}, "unexpected .*layers.2"),
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_sigkill_at_a_random_moment_changes_nothing(trainer, seed, whole, tmp_path):
-    command = [*TRAINERS[trainer], "--out", tmp_path / "run"]
-    rng, (straight, seconds) = random.Random(f"{trainer}-{seed}"), whole(trainer)
-    for _ in range(2):  # the second kill hits the resumed run, unless that ended before
-        process = start(command)
-        time.sleep(rng.uniform(0.2, 0.95) * seconds)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    run(*command)
-    assert same_weights(straight, tmp_path / "run")
-    assert without_times(straight) == without_times(tmp_path / "run")
+@pytest.mark.parametrize("changes, found", NAMED)
+def test_a_config_that_is_not_computed_is_refused_by_name(changes, found, folder):  # noqa: F811
+    edit_json(folder / "config.json", **changes)
+    refused(found, folder)
 
 
-@pytest.fixture
-def pairs_command(tmp_path):
-    """train_rm.py on a file of 16 pairs: seconds a run."""
-    lines = [
-        json.dumps({"prompt": f"Add {i}.", "chosen": f"a + {i}", "rejected": f"a - {i}", "id": f"{i}#0"})
-        for i in range(16)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
-    words = "--batch 4 --split pair --held-out 0.25 --steps".split()
-    return ["train_rm.py", "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "run", *words]
+# --------------------------------------------------------------------------------------------------
+# weights
+
+NORM, GATE = "model.norm.weight", "model.layers.1.mlp.gate_proj.weight"
+CHANGES = [
+    (head(1e-3), "lm_head.weight differs from the embedding"),
+    (lambda w: {GATE: w[GATE].to(torch.int8)}, f"{GATE} is I8: quantized"),
+    (lambda w: {GATE: w[GATE].to(torch.float8_e4m3fn)}, f"{GATE} is F8_E4M3: quantized"),
+    (lambda w: {GATE + "_scale_inv": torch.ones(1)}, f"unexpected .*{GATE}_scale_inv"),
+    (lambda w: {"score.weight": torch.ones(1, 64)}, "score.weight.*reward model"),
+    (lambda w: {NORM: w[NORM][:-1].clone()}, f"{NORM} has shape"),
+]
 
 
-def test_a_full_disk_loses_nothing(pairs_command, tmp_path):
-    out = tmp_path / "run"
-    run(*pairs_command, "3")
-    before = load_file(out / "checkpoint" / "model.safetensors")
-    shut = (2**20, 2**20)  # no file over 1 MiB
-    process = start([*pairs_command, "4"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, shut))
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and "Traceback" not in errors
-    assert errors.startswith("error: cannot write") and str(out) in errors
-    assert torch.load(out / "checkpoint" / "state.pt", weights_only=True)["step"] == 3
-    after = load_model(out / "checkpoint", "score", device="cpu").state_dict()
-    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+@pytest.mark.parametrize("change, found", CHANGES)
+def test_weights_that_are_not_read_are_refused_by_name(change, found, folder):  # noqa: F811
+    edit_weights(folder, change)
+    refused(found, folder)
 
 
-def test_sigterm_between_saves_loses_no_step(pairs_command, tmp_path):
-    out = tmp_path / "run"
-    process = start([*pairs_command, "2000", "--save-every", "1000"])
-    while process.poll() is None and not ((out / "metrics.csv").exists() and len(rows(out)) >= 3):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Traceback" not in errors
-    state = torch.load(out / "checkpoint" / "state.pt", weights_only=True)
-    assert state["step"] == len(rows(out)) >= 3
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_refused(spoilt, folder):  # noqa: F811
+    edit_weights(folder, lambda w: {NORM: torch.full_like(w[NORM], spoilt)})
+    with pytest.raises(UserError, match=f"{NORM} holds values that are not finite"):
+        cs.load_model(folder, device="cpu")
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL inside this process: nothing but a test catches it."""
+DAMAGED = [
+    ("config.json", "{", "config.json cannot be read"),
+    ("config.json", "[]", "config.json: expected an object, found list"),
+    ("config.json", None, "no config.json"),
+    ("generation_config.json", "{", "generation_config.json cannot be read"),
+    ("tokenizer.json", "{}", "tokenizer.json is damaged"),
+    ("tokenizer.json", "\udcff", "tokenizer.json cannot be read"),
+    ("model.safetensors", "x" * 100, "model.safetensors is damaged"),
+    ("model.safetensors", None, "model.safetensors is damaged or missing"),
+    (INDEX, "{}", "no weight_map"),
+    (INDEX, '{"weight_map": {"x": 3}}', "weight_map"),
+    (INDEX, '{"weight_map": {"x": "model.safetensors"}}', "model.safetensors has no tensor x"),
+    (INDEX, '{"weight_map": {"x": "away.safetensors"}}', "away.safetensors is damaged or missing"),
+]
 
 
-def saved_step(run_, model, tokenizer, step):
-    torch.nn.init.constant_(model.model.norm.weight, step)
-    run_.save(model, tokenizer, step=step, optimizer={"state": {}, "param_groups": []})
+@pytest.mark.parametrize("file, text, found", DAMAGED)
+def test_damaged_or_missing_files_are_named(file, text, found, folder):  # noqa: F811
+    (folder / file).unlink(missing_ok=True)
+    if text is not None:
+        (folder / file).write_text(text, encoding="utf-8", errors="surrogateescape")
+    refused(found, folder)
 
 
-def test_a_kill_between_any_two_steps_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
-    model, tokenizer = load_model("tiny/policy", "lm", device="cpu"), Tokenizer("tiny/policy")
-    args, found, point = Args(out=str(tmp_path / "run")), [], 0
-    while not found or found[-1] != "finished":
-        shutil.rmtree(args.out, ignore_errors=True)
-        saved_step(codescaler.Run(args, ["step"]), model, tokenizer, 1)
-        left = point
-
-        def dying(real):
-            def call(*given, **named):
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    raise Killed
-                return real(*given, **named)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            for name in ("replace", "rename", "fsync"):
-                patch.setattr(os, name, dying(getattr(os, name)))
-            patch.setattr(codescaler, "remove", dying(codescaler.remove))
-            try:
-                saved_step(codescaler.Run(args, ["step"]), model, tokenizer, 2)
-                outcome = "finished"
-            except Killed:
-                outcome = "killed"
-        opened = codescaler.Run(args, ["step"])
-        step = opened.load()["step"]
-        norm = load_file(opened.checkpoint / "model.safetensors")["model.norm.weight"]
-        assert step in (1, 2) and norm.eq(step).all()  # weights and state are of one step
-        found.append("finished" if outcome == "finished" else step)
-        point += 1
-    assert found.count(1) >= 3 and found.count(2) >= 1  # killed before and after the new one took its place
+@pytest.mark.parametrize("path", ["nowhere", "tiny/nowhere", "/nowhere", "README.md", "a/b/c"])
+def test_a_folder_that_is_none_is_named(path):
+    refused(f"no model folder at '{path}'", path)
 
 
-@pytest.mark.parametrize(
-    "file, line",
-    [("metrics.csv", "step\nabc,1\n"), ("samples.jsonl", '{"step": 1\n'), ("args.json", "{"),
-     ("checkpoint/state.pt", "x")],
-)  # fmt: skip
-def test_garbled_files_of_a_run_are_named(file, line, tmp_path):
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / file).write_text(line)
-    with pytest.raises(UserError, match=f"{file} cannot be read"):
-        opened = codescaler.Run(Args(out=str(tmp_path)), ["step"])
-        opened.load()
-        opened.samples()
+# --------------------------------------------------------------------------------------------------
+# tokenizers
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "samples.jsonl"])
-def test_a_full_disk_under_the_log_is_named(name, tmp_path):
-    opened = codescaler.Run(Args(out=str(tmp_path)), ["step"])
-    (tmp_path / name).symlink_to("/dev/full")  # every write to it raises ENOSPC
-    with pytest.raises(UserError, match=f"{name} .*No space left"):
-        opened.log(step=1) if name == "metrics.csv" else opened.append([{"step": 1}])
+@pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>"])
+def test_a_tokenizer_without_the_tokens_of_turns_is_refused(token, folder):  # noqa: F811
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace(token, "<|turn|>"))
+    refused(f"no token {re.escape(token)}: not a Qwen3 tokenizer", folder)
 
 
-def test_weights_that_are_not_numbers_are_refused(tmp_path):
-    shutil.copytree(ROOT / "tiny" / "policy", tmp_path / "policy")
-    weights = load_file(tmp_path / "policy" / "model.safetensors")
-    weights["model.norm.weight"][0] = float("nan")
-    save_file(weights, tmp_path / "policy" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="model.norm.weight holds values that are not finite"):
-        load_model(tmp_path / "policy", "lm", device="cpu")
+def test_a_vocabulary_with_holes_is_refused(folder):  # noqa: F811
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    last = {token for token, i in spec["model"]["vocab"].items() if i in (400, 511)}
+    spec["model"]["merges"] = [m for m in spec["model"]["merges"] if "".join(m) not in last]
+    del spec["model"]["vocab"][min(last, key=spec["model"]["vocab"].get)]
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    refused("511 tokens, but ids up to 511", folder)
 
 
-def test_the_tokenizer_of_another_model_is_refused(tmp_path):
-    shutil.copytree(ROOT / "tiny" / "policy", tmp_path / "policy")
-    tokenizer = FastTokenizer.from_file(str(tmp_path / "policy" / "tokenizer.json"))
-    tokenizer.add_tokens(["one more"])
-    tokenizer.save(str(tmp_path / "policy" / "tokenizer.json"))
-    with pytest.raises(UserError, match="tokenizer.json has 513 tokens, expected at most the 512"):
-        load_model(tmp_path / "policy", "lm", device="cpu")
+def test_the_tokenizer_of_another_model_is_refused(folder):  # noqa: F811
+    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.add_tokens(["one more"])
+    fast.save(str(folder / "tokenizer.json"))
+    refused("has 513 tokens, config.json vocab_size 512", folder)
 
 
-@pytest.mark.parametrize(
-    "command, found",
-    [
-        ("grpo.py --group 0", "--group 0"),
-        ("grpo.py --temperature 0", "--temperature 0.0"),
-        ("grpo.py --lr -1", "--lr -1.0"),
-        ("grpo.py --lr inf", "--lr inf"),
-        ("grpo.py --steps -1", "--steps -1"),
-        ("train_rm.py --lr nan", "--lr nan"),
-        ("train_rm.py --batch 0", "--batch 0"),
-        ("train_rm.py --held-out 1.5", "--held-out 1.5"),
-        ("train_rm.py --limit 0", "--limit 0"),
-        ("train_rm.py --center-at nan", "--center-at nan"),
-        ("train_rm.py --length-balance nan", "--length-balance nan"),
-        ("train_rm.py --epochs 0", "--epochs 0.0"),
-        ("grpo.py --group 1", "--group 1"),
-        ("grpo.py --eval-top-p 7", "--eval-top-p 7.0"),
-    ],
-)
-def test_absurd_flags_are_named(command, found, monkeypatch):
-    monkeypatch.setattr(sys, "argv", command.split())
-    with pytest.raises(UserError, match=found + ": expected"):
-        {"grpo.py": grpo, "train_rm.py": train_rm}[sys.argv[0]].arguments()
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
+def test_another_chat_template_is_said_in_one_line(where, folder, monkeypatch, capsys):  # noqa: F811
+    is_file = where.endswith("jinja")
+    (folder / where).write_text("{{ x }}" if is_file else json.dumps({"chat_template": "{{ x }}"}))
+    for _ in range(2):  # once, however often it is loaded
+        cs.load_model(folder, device="cpu")
+    said = capsys.readouterr().err
+    assert "its chat template" in said and said.count("\n") == 1
+    monkeypatch.setattr(hub, "KNOWN_TEMPLATES", {re.search(r"\((\w+)\)", said)[1]})
+    shutil.copytree(folder, folder.parent / "known")
+    cs.load_model(folder.parent / "known", device="cpu")
+    assert not capsys.readouterr().err
 
 
-def test_no_resume_removes_what_runs_write_and_nothing_else(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "checkpoint").mkdir()
-    for name in ("notes.md", "mine/a.txt", "checkpoint/state.pt", "metrics.csv", "pairs.jsonl"):
-        (tmp_path / name).write_text("x")
-    codescaler.Run(Args(out=str(tmp_path), resume=False), ["step"])
-    assert {p.name for p in tmp_path.iterdir()} == {".lock", "args.json", "mine", "notes.md"}
-    assert (tmp_path / "mine" / "a.txt").read_text() == "x"
+# --------------------------------------------------------------------------------------------------
+# runs
 
 
-@pytest.mark.parametrize("flag", ["pairs", "init", "policy"])
-def test_no_resume_never_deletes_an_input_of_the_run(flag, tmp_path):
-    (tmp_path / "pairs.jsonl").write_text("x")
-    (tmp_path / "checkpoint").mkdir()
-    given = {"pairs": "pairs.jsonl", "init": "", "policy": "checkpoint"}[flag]
-    value = str(tmp_path / given)
-    args = Args(out=str(tmp_path), resume=False, **{flag: [value] if flag == "policy" else value})
-    with pytest.raises(UserError, match=f"--no-resume would delete --{flag} .*choose another --out"):
-        codescaler.Run(args, ["step"])
-    assert (tmp_path / "pairs.jsonl").exists() and (tmp_path / "checkpoint").exists()
-
-
-def test_no_pair_and_one_pair_are_too_few(tmp_path):
-    pairs = tmp_path / "pairs.jsonl"
-    args = Args(pairs=str(pairs), out=str(tmp_path / "run"))
-    pairs.write_text("")
-    with pytest.raises(UserError, match="pairs.jsonl: no rows"):
-        train_rm.get_pairs(args, None, "cpu", print, 0, 1)
-    pairs.write_text(json.dumps({"prompt": "p", "chosen": "a = 1", "rejected": "a = 2", "id": "1#0"}) + "\n")
-    with pytest.raises(UserError, match="too few for --batch 32: give more pairs .--pairs"):
-        train_rm.get_pairs(args, None, "cpu", print, 0, 1)
-
-
-def test_one_problem_can_be_trained_on(tmp_path):
-    (tmp_path / "one.jsonl").write_text(json.dumps({"id": "one", "prompt": "Add one."}) + "\n")
-    run(*TRAINERS["grpo.py"], "--problems", tmp_path / "one.jsonl", "--out", tmp_path / "run", "--steps", "1")
+@pytest.mark.parametrize("flag", ["pairs", "init"])
+def test_other_contents_of_an_input_are_refused(flag, tmp_path, script, pairs):  # noqa: F811
+    shutil.copytree(ROOT / "tiny" / "reward", tmp_path / "init")
+    command = ["train_rm.py", "--pairs", pairs, "--init", tmp_path / "init", "--out"]
+    command += [tmp_path / "run", "--batch", "4", "--steps"]
+    assert script(*command, "1")[0] == 0
+    if flag == "pairs":  # a row more, which changes split and order
+        pairs.write_text(pairs.read_text() + pairs.read_text().splitlines()[0] + "\n")
+    else:
+        edit_weights(tmp_path / "init", lambda w: {NORM: 2 * w[NORM]})
+    code, _, errors = script(*command, "2")
+    assert (
+        code == 2
+        and f"started with content of --{flag}" in errors
+        and len(errors.splitlines()) == 1
+    )
     assert len(rows(tmp_path / "run")) == 1
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to --out .*file/run: Not a directory"):
-        codescaler.Run(Args(out=str(tmp_path / "file" / "run")), ["step"])
+def test_other_contents_of_problems_are_refused(tmp_path, script):  # noqa: F811
+    test = {"kind": "call", "cases": [{"args": [1], "expected": 2}], "entry_point": "solve"}
+    row = {"id": "a", "prompt": "Add one. solve(x) returns it.", "tests": test}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["grpo.py", "--rm", ROOT / "tiny" / "reward", "--problems", tmp_path / "own.jsonl"]
+    command += ["--eval-problems", tmp_path / "own.jsonl", "--out", tmp_path / "run"]
+    command += ["--max-new-tokens", "8", "--prompts", "1", "--group", "2", "--steps"]
+    code, _, errors = script(*command, "1")
+    assert code == 0, errors
+    (tmp_path / "own.jsonl").write_text(json.dumps(row | {"prompt": "Add two."}) + "\n")
+    code, _, errors = script(*command, "2")
+    assert code == 2 and "content of --problems" in errors
+    code, _, errors = script(*command, "1", "--lr", "1")
+    assert code == 2 and "--lr 0.0003, now it is 1.0" in errors
 
 
-def test_a_folder_that_may_not_be_written(tmp_path):
-    (tmp_path / "shut").mkdir(mode=0o500)
-    if os.access(tmp_path / "shut", os.W_OK):
-        pytest.skip("root may write anywhere")
-    with pytest.raises(UserError, match="cannot write to --out .*shut/run: Permission denied"):
-        codescaler.Run(Args(out=str(tmp_path / "shut" / "run")), ["step"])
+def test_a_full_disk_loses_nothing(tmp_path, script, pairs):  # noqa: F811
+    command = ["train_rm.py", "--pairs", pairs, "--out", tmp_path / "run", "--batch", "4"]
+    assert script(*command, "--steps", "2")[0] == 0
+    before = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")
+    shut = (2**20, 2**20)  # no file over 1 MiB
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, shut)  # noqa: E731
+    process = start(*command, "--steps", "3", preexec_fn=limit)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and len(errors.splitlines()) == 1
+    assert errors.startswith("error: cannot write") and str(tmp_path) in errors
+    checkpoint = tmp_path / "run" / "checkpoint"
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == 2
+    after = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
-def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch):
+def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch, script):  # noqa: F811
     (tmp_path / "metrics.csv").write_text("step,loss,reward,pass_rate,valid_rate\n1,0,0,0,0\n")
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it raises ImportError
-    with pytest.raises(UserError, match="pip install matplotlib"):
-        bench.COMMANDS["plot"]([str(tmp_path)])
+    code, _, errors = script("bench.py", "plot", tmp_path)
+    assert code == 2 and "pip install matplotlib" in errors

@@ -1,30 +1,7 @@
-"""Rewards, advantage, loss, batching and audit of grpo.py.    pytest tests/test_grpo.py
+"""Rewards, advantage, loss, update and audit: grpo.py and metrics.py.    pytest tests/test_grpo.py
 
-The correctness checklist of GRPO implementations (what other projects got wrong) and the test of each line:
-
-    standard deviation of N - 1, its eps           test_advantage_worked_example, test_advantages_equal_trl
-    near-zero spread                               test_equal_rewards_..., test_one_hated_valid_program_...
-    groups of one, ragged groups                   test_equal_rewards_..., test_unknown_rewards_are_left_out
-    group key                                      test_the_same_prompt_twice_makes_two_groups
-    filtering of groups, refill                    test_refill_...
-    top-p / top-k and the ratio                    test_ratio_is_one_before_the_first_update
-    temperature in log-probabilities               test_ratio_is_one_before_the_first_update
-    old log-probabilities over several updates     test_second_update_has_another_ratio
-    rollout against training forward               test_ratio_is_one_before_the_first_update
-    token mean over micro-batches and ranks        test_loss_does_not_..., test_gradient_..., test_ranks.py
-    denominator after masking                      test_masked_samples_do_not_count
-    token / sequence / constant mean               test_loss_equals_trl, test_norms_worked_example
-    stop token inside the mask, pad equal to stop  test_completion_mask_... (tests/test_model.py)
-    truncated answers                              test_masked_samples_do_not_count
-    clip, dual clip, their metrics                 test_clip, test_dual_clip
-    log-ratio overflow                             test_an_exploding_ratio_stays_finite
-    KL                                             test_loss_equals_trl, test_k3_is_the_kl_in_expectation
-    entropy, padded vocabulary, fp32 log-softmax   tests/test_model.py
-    gradient clipping, non-finite steps            test_a_gradient_that_is_not_finite_is_skipped
-    detached advantage                             advantages are floats
-    over-optimisation                              test_audit_..., test_gap_...
-    resume                                         tests/test_runs.py
-    one extractor                                  rollout() serves training and evaluation
+Sampled and trained log-probabilities, padding and stop tokens are in test_model.py, means over
+ranks in test_ranks.py, going on after a kill in test_runs.py.
 """
 
 import dataclasses
@@ -37,216 +14,169 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import codescaler
+import codescaler as cs
 import grpo
+import metrics
 import problems
-from codescaler import Config, Qwen3, init_weights
 from common import UserError
-from grpo import Rollout, group_advantages, grpo_loss, token_weights
+from grpo import group_advantages, grpo_loss, token_weights
+from hub import Config
+from pairs import Rollout
 from problems import Problem
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
+GOLDEN, TINY = ROOT / "tests" / "golden", ROOT / "tiny" / "policy"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+def args(**changes):
+    return dataclasses.replace(grpo.Args(temperature=1.0, kl=0.0), **changes)
+
+
+PROBLEM = Problem("p", "statement")
+
+
+# --------------------------------------------------------------------------------------------------
 # advantage
 
 
-def test_advantage_worked_example_and_definition():
-    rewards = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])
-    assert group_advantages(rewards)[0].item() == pytest.approx(2.4749, abs=1e-4)  # N - 1, not N (2.6457)
-    assert group_advantages(torch.tensor([1.0, 0, 0, 0])).tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-4)
-    assert group_advantages(torch.tensor([1.0, 0, 0, 0]), std_norm=False).tolist() == [0.75, -0.25, -0.25, -0.25]
-
-
-def test_equal_rewards_and_a_single_sample_have_no_advantage():
-    assert group_advantages(torch.full((8,), 0.31326166)).tolist() == [0.0] * 8
-    assert group_advantages(torch.tensor([2.0])).tolist() == [0.0]
-    assert group_advantages(torch.tensor([])).tolist() == []
-    assert group_advantages(torch.tensor([0.5, 0.5 + 1e-6, 0.5]), min_spread=1e-4).tolist() == [0.0] * 3
-
-
-def test_one_hated_valid_program_gets_no_large_advantage():
-    rewards = torch.zeros(16)
-    rewards[0] = 4.5e-5  # softplus(-10)
-    assert group_advantages(rewards, std_floor=0.0)[0].item() > 3  # what happens without the floor
-    assert group_advantages(rewards)[0].item() < 0.01
+@pytest.mark.parametrize(
+    "rewards, wanted",
+    [([1.0] + [0.0] * 7, [2.4749] + [-0.3536] * 7), ([0.3132] * 8, [0.0] * 8), ([2.0], [0.0]),
+     ([], []), ([0.5, 0.50001, 0.5], [0.0] * 3), ([0.0] * 7 + [6e-4], [-0.0015] * 7 + [0.0105])],
+)  # fmt: skip
+def test_advantages_worked_examples(rewards, wanted):
+    """The standard deviation is over N - 1; equal rewards and a single answer have no advantage,
+    and one valid program that is hated among invalid ones gets no large one."""
+    assert group_advantages(torch.tensor(rewards)).tolist() == pytest.approx(wanted, abs=1e-4)
 
 
 def test_advantages_equal_trl():
     """TRL's cases differ from ours in eps alone (1e-4 outside the root); "none" is Dr. GRPO."""
     checked = set()
     for case in json.loads((GOLDEN / "advantages.json").read_text()):
-        if case["scale_rewards"] == "batch":
-            continue
-        for i in range(0, len(case["rewards"]), 4):
-            known = [j for j in range(i, i + 4) if case["rewards"][j] is not None]
-            rewards = torch.tensor([case["rewards"][j] for j in known], dtype=torch.float64)
-            ours = group_advantages(rewards, case["scale_rewards"] == "group", std_floor=0.0, eps=1e-4)
-            wanted = torch.tensor([case["advantages"][j] for j in known], dtype=torch.float64)
-            assert torch.allclose(ours, wanted, atol=1e-6)
-            checked.add(case["scale_rewards"])
+        kind, given, wanted = case["scale_rewards"], case["rewards"], case["advantages"]
+        for i in range(0, len(given) if kind != "batch" else 0, 4):
+            known = [j for j in range(i, i + 4) if given[j] is not None]
+            rewards = torch.tensor([given[j] for j in known], dtype=torch.float64)
+            ours = group_advantages(rewards, kind == "group", std_floor=0.0, eps=1e-4)
+            assert ours.tolist() == pytest.approx([wanted[j] for j in known], abs=1e-6)
+            checked.add(kind)
     assert checked == {"group", "none"}
 
 
-def args(**changes):
-    return dataclasses.replace(grpo.Args(temperature=1.0), **changes)
+@pytest.mark.parametrize("std_norm, wanted", [(True, [1.1547, 0, -0.5774, -0.5774]),
+                                              (False, [2 / 3, 0, -1 / 3, -1 / 3])])  # fmt: skip
+def test_unknown_rewards_are_left_out_of_the_mean(std_norm, wanted):
+    group = [Rollout(PROBLEM, reward=reward) for reward in (1.0, None, 0.0, 0.0)]
+    grpo.set_advantages([group], args(std_norm=std_norm))
+    assert [r.advantage for r in group] == pytest.approx(wanted, abs=1e-3)
 
 
-def test_unknown_rewards_are_left_out():
-    group = [Rollout(None, 0, [1], [2], [0.0], reward=reward) for reward in (1.0, None, 0.0, 0.0)]
-    grpo.set_advantages([group], args(std_floor=0.0))
-    assert [r.advantage for r in group] == pytest.approx([1.1547, 0.0, -0.5774, -0.5774], abs=1e-3)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # rewards
 
 
-CALL = problems.Tests("call", [{"args": [1], "expected": 2}], entry_point="solve")
+CASES = [{"args": [i], "expected": 2} for i in range(6)]
+TESTED = Problem("p", "statement", problems.Tests("call", CASES, entry_point="solve"))
 
 
-def judged(verdicts, reward, tests=CALL, **changes):
-    problem = Problem("p", "statement", tests)
-    rows = []
-    for verdict, score in verdicts:
-        r = Rollout(problem, 0, [1], [2], [0.0], code=None if verdict == "invalid" else "x", score=score)
-        r.verdict, r.pass_rate = verdict if tests else None, 0.25
-        rows.append(r)
-    reward(rows, **changes)
-    return [r.reward for r in rows]
+@pytest.fixture
+def executed(monkeypatch):
+    """Instead of a sandbox: a program is its verdict. -> the numbers of tests that were run."""
+    runs = []
+
+    def execute(sandbox, rollouts, stop_early=True):
+        runs.extend((len(r.problem.tests.cases), stop_early) for r in rollouts[:1])
+        for r in rollouts:
+            r.verdict, r.pass_rate = r.code or "invalid", 0.25 if r.code else 0.0
+
+    monkeypatch.setattr(grpo, "execute", execute)
+    return runs
 
 
-def test_rewards_of_every_kind():
-    rows = [("pass", 3.0), ("wrong_answer", -1.0), ("invalid", None), ("harness_error", 0.0)]
-    softplus = [math.log1p(math.exp(s)) for s in (3.0, -1.0, 0.0)]
-    assert judged(rows, grpo.reward_rm) == pytest.approx([softplus[0], softplus[1], 0.0, softplus[2]])
-    assert judged(rows, grpo.reward_rm, shaping="raw") == [3.0, -1.0, 0.0, 0.0]
-    assert judged(rows, grpo.reward_exec) == [1.0, 0.0, 0.0, None]
-    assert judged(rows[1:2] + rows[3:], grpo.reward_partial) == [0.25, None]
-    calibration = {"slope": 2.0, "intercept": 0.0}
-    assert judged(rows, grpo.reward_hybrid, calibration=calibration) == [1.0, 0.0, 0.0, None]
-    no_tests = judged(rows[:3], grpo.reward_hybrid, tests=None, calibration=calibration)
-    assert no_tests == pytest.approx([1 / (1 + math.exp(-6)), 1 / (1 + math.exp(2)), 0.0])
+def rewards_of(programs, audit=True, scores=(), **flags):
+    asked, rollouts = [], [Rollout(TESTED, code=code) for code in programs]
+    score_many = lambda items: (asked.extend(items), list(scores))[1]  # noqa: E731
+    judges = grpo.Judges(SimpleNamespace(score_many=score_many), None, args(**flags))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo, "rollout", lambda *_, **__: [rollouts])
+        grpo.answer(None, None, [TESTED], [0], judges, audit=audit)
+    assert asked == [("statement", code) for code in programs if code] or not scores
+    return [r.reward for r in rollouts], [r.verdict for r in rollouts]
 
 
-def test_every_valid_answer_beats_every_invalid_one():
-    valid = judged([("wrong_answer", s) for s in (-80.0, -5.0, 0.0, 900.0)], grpo.reward_rm)
-    assert all(reward > 0 for reward in valid) and valid == sorted(valid) and math.isfinite(valid[-1])
+def test_rewards_of_the_reward_model(executed):
+    programs, scores = ["pass", "wrong_answer", None, "timeout"], [3.0, -30.0, 900.0]
+    rewards, verdicts = rewards_of(programs, reward="rm", scores=scores)
+    softplus = [math.log1p(math.exp(3.0)), math.exp(-30.0), 0.0, 900.0]
+    assert rewards == pytest.approx(softplus, rel=1e-5) and rewards[1] > 0
+    assert verdicts == ["pass", "wrong_answer", "invalid", "timeout"] and executed == [(6, True)]
+    raw = rewards_of(programs, reward="rm", shaping="raw", scores=scores, audit=False)
+    assert raw == ([3.0, -30.0, 0.0, 900.0], [None] * 4) and len(executed) == 1
 
 
-@pytest.mark.parametrize("kind", ["bare", "full"])
-def test_the_reward_model_is_given_what_it_was_trained_to_read(kind):
-    asked = []
-    judge = grpo.Judge(args(reward="exec"), "cpu", None)
-    judge.reward_model = SimpleNamespace(prompt=kind, score_many=lambda items: (asked.extend(items), [1.5])[1])
-    problem = Problem("a", "Add.")
-    rollout = Rollout(problem, 0, [1], [2], [0.0], code="x = 1")
-    judge.score([rollout])
-    assert asked == [("Add." if kind == "bare" else problems.policy_prompt(problem), "x = 1")] and rollout.score == 1.5
+def test_rewards_of_tests(executed):
+    programs = ["pass", "wrong_answer", None, "harness_error", "unsupported"]
+    assert rewards_of(programs, reward="exec")[0] == [1.0, 0.0, 0.0, None, None]
+    assert rewards_of(programs[1:], reward="partial")[0] == [0.25, 0.0, None, None]
+    assert executed == [(6, True), (6, False)]  # a share needs all tests; nothing ran twice
 
 
-def test_evaluation_leaves_out_what_could_not_be_graded(monkeypatch):
-    verdicts = ["pass", "wrong_answer", "harness_error", "unsupported"]
-    group = [Rollout(Problem("a", "p"), 0, [1], [2], [0.0], code="x", verdict=v, reward=1.0) for v in verdicts]
-    monkeypatch.setattr(grpo, "rollout", lambda *_: [group])
-    (row,) = grpo.evaluate(None, None, [group[0].problem], 1, lambda rollouts: None, args())
-    assert row["avg"] == 0.5 and row["any"] == 1.0
+def test_a_reward_that_sees_few_tests_is_audited_with_all(executed):
+    assert rewards_of(["pass"], reward="exec", reward_tests=2) == ([1.0], ["pass"])
+    assert executed == [(2, True), (6, True)]
+    few = []
+    for seed in (0, 0, 1):
+        judges = grpo.Judges(None, None, args(reward_tests=2, seed=seed))
+        (r,) = grpo.run_seen_tests([Rollout(TESTED, code="pass")], judges)
+        few.append(r.problem.tests.cases)
+    assert few[0] == few[1] != few[2]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # loss
-
-
-def loss_of(logp, old, advantage, mask, norm="token", samples=None, tokens=None, longest=16, **rest):
-    samples, tokens = samples or len(mask), tokens or int(mask.sum())
-    return grpo_loss(logp, old, advantage, token_weights(mask, norm, samples, tokens, longest), **rest)
-
-
-def closed_form(ratio, advantage, low=0.2, high=0.28):
-    return -min(ratio * advantage, max(1 - low, min(1 + high, ratio)) * advantage)
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.9, 1.1, 1.3, 5.0])
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
-def test_clip(ratio, advantage):
+@pytest.mark.parametrize("dual_clip", [0.0, 3.0])
+def test_clip(ratio, advantage, dual_clip):
     logp = torch.tensor([[ratio]]).log().requires_grad_()
-    loss, metrics = loss_of(logp, torch.zeros(1, 1), torch.tensor([advantage]), torch.ones(1, 1))
-    assert loss.item() == pytest.approx(closed_form(ratio, advantage), rel=1e-5)
+    advantage_B, one = torch.tensor([advantage]), torch.ones(1, 1)
+    loss, found = grpo_loss(logp, one * 0, advantage_B, one, dual_clip=dual_clip)
+    wanted = -min(ratio * advantage, max(0.8, min(1.28, ratio)) * advantage)
+    bounded = dual_clip and advantage < 0 and wanted > dual_clip
+    assert loss.item() == pytest.approx(dual_clip if bounded else wanted, rel=1e-5)
     loss.backward()
     is_clipped = (ratio > 1.28 and advantage > 0) or (ratio < 0.8 and advantage < 0)
-    assert (logp.grad.item() == 0.0) == is_clipped
-    assert metrics["clip_low"].item() + metrics["clip_high"].item() == float(is_clipped)
-
-
-def test_dual_clip():
-    for ratio, advantage, wanted in ((5.0, -1.0, 3.0), (2.0, -1.0, 2.0), (5.0, 1.0, -1.28), (0.1, -2.0, 1.6)):
-        logp = torch.tensor([[ratio]]).log().requires_grad_()
-        loss, _ = loss_of(logp, torch.zeros(1, 1), torch.tensor([advantage]), torch.ones(1, 1), dual_clip=3.0)
-        assert loss.item() == pytest.approx(wanted, rel=1e-5)
-    clipped, _ = loss_of(logp, torch.zeros(1, 1) - 9, torch.tensor([-1.0]), torch.ones(1, 1), dual_clip=3.0)
-    assert torch.autograd.grad(clipped, logp)[0].item() == 0.0
+    assert (logp.grad.item() == 0.0) == bool(is_clipped or bounded)
+    assert found["clip_low"].item() + found["clip_high"].item() == float(is_clipped)
 
 
 def test_an_exploding_ratio_stays_finite():
     logp = torch.tensor([[0.0, -900.0]], requires_grad=True)
     old, ref = torch.tensor([[-900.0, 0.0]]), torch.tensor([[900.0, -900.0]])
-    loss, _ = loss_of(logp, old, torch.tensor([-1.0]), torch.ones(1, 2), kl=0.1, ref_logp_BT=ref)
+    loss, _ = grpo_loss(logp, old, -torch.ones(1), torch.ones(1, 2), kl=0.1, ref_logp_BT=ref)
     loss.backward()
     assert loss.isfinite() and logp.grad.isfinite().all()
 
 
-def test_loss_does_not_depend_on_how_the_batch_is_cut():
-    torch.manual_seed(0)
-    logp, old = torch.randn(8, 5), torch.randn(8, 5)
-    mask = torch.arange(5)[None] < torch.randint(1, 6, (8, 1))
-    advantage, tokens = torch.randn(8), int(mask.sum())
-    for norm in ("token", "seq", "const"):
-        whole = loss_of(logp, old, advantage, mask, norm)[0]
-        parts = [
-            loss_of(logp[i:j], old[i:j], advantage[i:j], mask[i:j], norm, 8, tokens)
-            for i, j in ((0, 3), (3, 4), (4, 8))
-        ]
-        assert torch.allclose(whole, sum(loss for loss, _ in parts))
-        cut = torch.cat([metrics["clip_low"] for _, metrics in parts])
-        assert loss_of(logp, old, advantage, mask, norm)[1]["clip_low"].equal(cut)
-
-
-def test_norms_worked_example():
-    """One row of 10 tokens and loss 1, one of 1000 tokens and loss 0: the mean over tokens is 10 / 1010."""
-    same, advantage = torch.zeros(2, 1000), torch.tensor([-1.0, 0.0])
-    mask = torch.arange(1000)[None] < torch.tensor([[10], [1000]])
-    for norm, wanted in (("token", 10 / 1010), ("seq", 0.5), ("const", 10 / (2 * 2000))):
-        assert loss_of(same, same, advantage, mask, norm, longest=2000)[0].item() == pytest.approx(wanted, rel=1e-5)
-        wider = loss_of(*(torch.nn.functional.pad(t, (0, 50)) for t in (same, same)), advantage,
-                        torch.nn.functional.pad(mask, (0, 50)), norm, longest=2000)[0]  # fmt: skip
-        assert wider.item() == pytest.approx(wanted, rel=1e-5)
-
-
-def test_on_policy_gradient_is_reinforce():
-    logp = torch.randn(2, 3, requires_grad=True)
-    loss, _ = loss_of(logp, logp.detach(), torch.tensor([1.0, -1.0]), torch.ones(2, 3))
-    loss.backward()
-    assert loss.item() == pytest.approx(0.0, abs=1e-7)
-    assert torch.allclose(logp.grad, torch.tensor([[-1.0] * 3, [1.0] * 3]) / 6)
-
-
 def test_loss_equals_trl():
-    """Losses and gradients of TRL's GRPOTrainer for what is built here: token-level ratio, with and without k3 KL, all
-    three denominators."""
-    data = load_file(GOLDEN / "grpo.safetensors")
-    norms, checked = {"bnpo": "token", "dapo": "token", "grpo": "seq", "dr_grpo": "const"}, set()
+    """Losses and gradients of TRL's GRPOTrainer for what is built here: token-level ratio, with and
+    without k3 KL, all three denominators."""
+    data, checked = load_file(GOLDEN / "grpo.safetensors"), set()
+    norms = {"bnpo": "token", "dapo": "token", "grpo": "seq", "dr_grpo": "const"}
     for i, case in enumerate(json.loads((GOLDEN / "grpo.json").read_text())):
-        if case["loss_type"] not in norms or case["importance_sampling_level"] != "token":
+        corrected = case["beta"] and case["use_bias_correction_kl"]
+        if case["loss_type"] not in norms or case["delta"] is not None or corrected:
             continue
-        if case["delta"] is not None or (case["beta"] and case["use_bias_correction_kl"]):
+        if case["importance_sampling_level"] != "token":
             continue
-        logp = data["logps"].clone().requires_grad_()
+        logp, mask = data["logps"].clone().requires_grad_(), data["mask"]
         old = data["old_logps"] if case["use_old_logps"] else logp.detach()
-        loss, _ = loss_of(
-            logp, old, data["advantages"], data["mask"], norms[case["loss_type"]],
-            clip_low=0.2, clip_high=0.28, kl=case["beta"], ref_logp_BT=data["ref_logps"],
-        )  # fmt: skip
+        weight = token_weights(mask, norms[case["loss_type"]], len(mask), int(mask.sum()), 16)
+        loss, _ = grpo_loss(logp, old, data["advantages"], weight, 0.2, 0.28, kl=case["beta"],
+                            ref_logp_BT=data["ref_logps"])  # fmt: skip
         loss.backward()
         assert torch.allclose(loss, data[f"loss.{i}"], atol=1e-10)
         assert torch.allclose(logp.grad, data[f"grad.{i}"], atol=1e-10)
@@ -254,281 +184,306 @@ def test_loss_equals_trl():
     assert checked >= {(name, kl) for name in norms for kl in (False, True)}
 
 
-def test_k3_is_the_kl_in_expectation():
-    torch.manual_seed(0)
-    p, q = torch.randn(5).log_softmax(0), torch.randn(5).log_softmax(0)
-    exact = (p.exp() * (p - q)).sum()
-    zero = torch.zeros(5, 1)
-    _, metrics = grpo_loss(p[:, None], p[:, None], zero[:, 0], zero, kl=1.0, ref_logp_BT=q[:, None])
-    assert (metrics["kl"][:, 0] * p.exp()).sum().item() == pytest.approx(exact.item(), rel=1e-5)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# batches, and the update on a small model
-
-
-def test_micro_batches_keep_to_the_budget_and_to_what_is_trained():
-    group = [Rollout(None, 0, [0] * 5, [0] * (i % 9 + 1), [], advantage=float(i % 4)) for i in range(40)]
-    batches = list(grpo.micro_batches(group, 32))
-    assert sorted(id(r) for b in batches for r in b) == sorted(id(r) for r in group if r.advantage)
-    assert all(5 + len(b) * max(len(r.ids) for r in b) <= 32 for b in batches)
+# --------------------------------------------------------------------------------------------------
+# the update of a small model
 
 
 CONFIG = Config(
-    vocab_size=24, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-    intermediate_size=48, tie_word_embeddings=True, rope_theta=1e6, rms_norm_eps=1e-6,
+    vocab_size=24, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=16, intermediate_size=48, tie_word_embeddings=True,
 )  # fmt: skip
 
 
-def small_model():
-    model = Qwen3(CONFIG, head="lm")
-    init_weights(model, seed=0, std=0.2)
-    return model
-
-
-def sampled(model, groups=4, group=4, **sampling):
-    """Groups of rollouts with random rewards, sampled from the model."""
-    prompts = [[1 + i, 2, 3 + i] for i in range(groups)]
-    found = codescaler.generate(model, prompts, n=group, max_new_tokens=7, stop_ids=[0], seed=3, **sampling)
-    torch.manual_seed(1)
-    rows = [
-        [Rollout(None, i, prompt, c.ids, c.logps, c.finished, c.support, reward=torch.rand(()).item()) for c in answers]
-        for i, (prompt, answers) in enumerate(zip(prompts, found))
-    ]
-    grpo.set_advantages(rows, args())
-    return rows
-
-
-def updated(rows, settings, lr=0.0, reference=None):
-    model = small_model()
-    gradients = {}
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    step = optimizer.step
-    optimizer.step = lambda: (gradients.update({n: p.grad.clone() for n, p in model.named_parameters()}), step())
-    return grpo.update(model, reference, optimizer, rows, settings, "cpu"), gradients, model
-
-
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.6}, {"temperature": 0.8, "top_p": 0.7, "top_k": 5}])
-def test_ratio_is_one_before_the_first_update(sampling):
-    """What the sampler calls a token's log-probability, the trainer does too: temperature and truncated support."""
-    rows = sampled(small_model(), **sampling)
-    settings = args(temperature=sampling.get("temperature", 1.0), kl=0.0)
-    metrics, _, _ = updated(rows, settings)
-    assert metrics["mismatch"] < 1e-5 and metrics["clip_low"] == metrics["clip_high"] == 0.0
-    if sampling:
-        wrong, _, _ = updated(rows, args(temperature=1.0, kl=0.0))
-        assert wrong["mismatch"] > 0.01
-
-
-def other_model(by=0.05):
-    model = small_model()
+def small_model(noise=0.0):
+    model = cs.init_weights(cs.Qwen3(CONFIG), seed=0, std=0.2)
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(by * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+            random = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+            p.add_(noise * random)
     return model
+
+
+def sampled(shift=0.0, **sampling):
+    """Four groups of rollouts with random rewards; `shift` is added to their log-probabilities."""
+    prompts = [[1 + i, 2, 3 + i] for i in range(4)]
+    found = cs.generate(small_model(), prompts, 4, 7, stop_ids=[0], seed=3, **sampling)
+    rewards, groups = torch.rand(4, 4, generator=torch.Generator().manual_seed(1)).tolist(), []
+    for i, answers in enumerate(found):
+        logps = [[logp + shift for logp in c.logps] for c in answers]
+        sides = zip(answers, logps, rewards[i], strict=True)
+        groups.append([
+            Rollout(PROBLEM, i, prompts[i], c.ids, logp, c.support, c.finished, reward=reward)
+            for c, logp, reward in sides
+        ])  # fmt: skip
+    grpo.set_advantages(groups, args())
+    return groups
+
+
+def updated(groups, settings, lr=0.0, reference=None):
+    """-> (metrics, [gradients of each optimizer step], model after)."""
+    model, gradients = small_model(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    keep = lambda *_: gradients.append([p.grad.clone() for p in model.parameters()])  # noqa: E731
+    optimizer.register_step_pre_hook(keep)
+    return grpo.update(model, reference, optimizer, groups, settings, "cpu"), gradients, model
+
+
+def same(found, wanted):
+    pairs = zip(found, wanted, strict=True)
+    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs)
+
+
+SAMPLING = [{}, {"temperature": 0.6}, {"temperature": 0.8, "top_p": 0.7, "top_k": 5}]
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_ratio_is_one_before_the_first_update(sampling):
+    """What the sampler calls a token's log-probability, the trainer does, too."""
+    groups, temperature = sampled(**sampling), sampling.get("temperature", 1.0)
+    found, _, _ = updated(groups, args(temperature=temperature))
+    assert found["mismatch"] < 1e-5 and found["clip_low"] == found["clip_high"] == 0.0
+    assert updated(groups, args(temperature=temperature + 0.4))[0]["mismatch"] > 0.01
 
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        dict(kl=0.5),
-        dict(kl=0.0, norm="seq"),
-        dict(kl=0.0, norm="const", max_new_tokens=40),
-        dict(kl=0.0, dual_clip=1.5),
-    ],
-)
+    [{"kl": 0.5}, {"norm": "seq"}, {"norm": "const", "max_new_tokens": 40}, {"dual_clip": 1.5},
+     {"clip_low": 0.7, "clip_high": 2.0}, {"checkpointing": True}],
+)  # fmt: skip
 def test_update_is_the_gradient_of_the_loss_that_the_flags_ask_for(changes):
-    rows, settings = sampled(small_model()), args(**changes)
-    for group in rows:  # as if another policy had sampled: ratios that clip
-        for r in group:
-            r.old_logp = [logp - 1.0 for logp in r.old_logp]
-    metrics, found, _ = updated(rows, settings, reference=other_model() if settings.kl else None)
-    model, flat, losses = small_model(), [r for group in rows for r in group], []
-    samples, tokens = len(flat), sum(len(r.ids) for r in flat)
-    for r in flat:
-        logp, ref = (codescaler.group_logprobs(m, r.prompt_ids, [r.ids])[0] for m in (model, other_model()))
-        weight = {"token": 1 / tokens, "seq": 1 / len(r.ids) / samples, "const": 1 / samples / settings.max_new_tokens}
-        loss, _ = grpo_loss(
-            logp, torch.tensor([r.old_logp]), torch.tensor([r.advantage]),
-            torch.full_like(logp, weight[settings.norm]), dual_clip=settings.dual_clip, kl=settings.kl,
-            ref_logp_BT=ref.detach(),
-        )  # fmt: skip
-        losses.append(loss)
-    sum(losses).backward()
+    groups, settings = sampled(shift=-1.0), args(**changes)  # ratios that clip
+    found, (gradients,), _ = updated(groups, settings, reference=small_model(0.05))
+    model, rows, total = small_model(), [r for group in groups for r in group], 0.0
+    samples, tokens = len(rows), sum(len(r.ids) for r in rows)
+    for r in rows:
+        ids, mask = torch.tensor([r.prompt_ids + r.ids]), torch.ones(1, len(r.ids)).bool()
+        logp, ref = (
+            cs.token_logprobs(m, m(ids)[0][:, 2:-1], ids[:, 3:], mask)[0]
+            for m in (model, small_model(0.05))
+        )
+        weight = {"seq": 1 / len(r.ids) / samples, "const": 1 / samples / settings.max_new_tokens}
+        weight_BT = torch.full_like(logp, weight.get(settings.norm, 1 / tokens))
+        total += grpo_loss(
+            logp, torch.tensor([r.old_logp]), torch.tensor([r.advantage]), weight_BT,
+            settings.clip_low, settings.clip_high, settings.dual_clip, settings.kl, ref.detach(),
+        )[0]  # fmt: skip
+    total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
-    assert metrics["loss"] == pytest.approx(sum(losses).item(), rel=1e-4, abs=1e-5)
-    for name, p in model.named_parameters():
-        assert torch.allclose(found[name], p.grad, rtol=1e-3, atol=1e-6), name
+    assert found["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert found["loss"] == pytest.approx(total.item(), rel=1e-4, abs=1e-5)
+    assert same(gradients, [p.grad for p in model.parameters()])
 
 
-def test_flags_of_the_advantage_reach_it():
-    group = [Rollout(None, 0, [1], [2], [0.0], reward=reward) for reward in (1.0, 0.0, 0.0, 0.0)]
-    grpo.set_advantages([group], args(std_norm=False))
-    assert group[0].advantage == 0.75
-    group = [Rollout(None, 0, [1], [2], [0.0], reward=reward) for reward in (0.01, 0.0)]
-    grpo.set_advantages([group], args(min_spread=0.1))
-    assert not grpo.has_signal(group)
+@pytest.mark.parametrize("budget", [1, 20])
+def test_gradient_does_not_depend_on_micro_batches_or_order(budget):
+    groups = sampled()
+    whole = updated(groups, args(token_budget=10**6))[1][0]
+    backwards = [group[::-1] for group in groups[::-1]]
+    assert same(updated(backwards, args(token_budget=budget))[1][0], whole)
+
+
+def test_answers_without_an_advantage_do_not_count():
+    groups = sampled()
+    for group in groups:
+        group[0].advantage = 0.0
+    found, wanted = (updated(some, args()) for some in (groups, [group[1:] for group in groups]))
+    assert found[0] == wanted[0] and same(found[1][0], wanted[1][0])
 
 
 def test_metrics_are_means_over_tokens_whatever_the_norm_and_the_number_of_updates():
-    rows = sampled(small_model())
-    (one, _, _), (const, _, _) = (
-        updated(rows, args(kl=0.5, norm=n), reference=other_model()) for n in ("token", "const")
-    )
-    alone = [updated(rows[:1], args(kl=0.5, updates=n), reference=other_model())[0] for n in (1, 4)]
-    for name in ("kl", "entropy", "clip_low", "clip_high"):
-        assert one[name] == pytest.approx(const[name]) and alone[0][name] == pytest.approx(alone[1][name])
-    assert one["kl"] > 0 and one["entropy"] > 0
+    groups, find = sampled(shift=0.3), lambda some, **flags: updated(
+        some, args(kl=0.5, **flags), reference=small_model(0.05)
+    )[0]  # fmt: skip
+    for some, flags in ((groups, {"norm": "const"}), (groups[:1], {"updates": 4})):
+        a, b = find(some), find(some, **flags)
+        for name in ("kl", "entropy", "clip_low", "clip_high"):
+            assert a[name] == pytest.approx(b[name])
+        assert a["kl"] > 0 and a["entropy"] > 0
 
 
-def test_gradient_does_not_depend_on_micro_batches_or_order():
-    rows = sampled(small_model())
-    whole = updated(rows, args(kl=0.0, token_budget=10**6))[1]
-    cut = updated([group[::-1] for group in rows[::-1]], args(kl=0.0, token_budget=1))[1]
-    for name, gradient in whole.items():
-        assert torch.allclose(gradient, cut[name], rtol=1e-4, atol=1e-6), name
-
-
-def test_second_update_has_another_ratio():
-    rows = sampled(small_model())
-    one = updated(rows, args(kl=0.0, epochs=2), lr=0.0)[0]
-    two = updated(rows, args(kl=0.0, epochs=2, clip_low=1e-4, clip_high=1e-4), lr=0.5)[0]
-    assert one["mismatch"] < 1e-5 and two["mismatch"] < 1e-5  # measured in the first pass only
-    assert one["clip_low"] + one["clip_high"] < two["clip_low"] + two["clip_high"]
-
-
-def test_updates_deal_the_groups_to_several_steps():
-    rows = sampled(small_model())
-    counts = []
-    step = torch.optim.SGD.step
-    optimizer = torch.optim.SGD((model := small_model()).parameters(), lr=0.0)
-    optimizer.step = lambda: (counts.append(1), step(optimizer))
-    grpo.update(model, None, optimizer, rows, args(kl=0.0, updates=2, epochs=3), "cpu")
-    assert len(counts) == 6
-
-
-def test_masked_samples_do_not_count():
-    """--mask-truncated: the denominator is that of the samples that are left."""
-    rows = sampled(small_model())
-    for group in rows:
-        group[0].finished = False
-        for r in group[1:]:
-            r.finished = True
-    grpo.set_advantages(rows, args(mask_truncated=True))
-    assert all(group[0].advantage == 0 and group[1].advantage != 0 for group in rows)
-    masked = updated(rows, args(kl=0.0))
-    kept = updated([group[1:] for group in rows], args(kl=0.0))
-    assert masked[0]["loss"] == pytest.approx(kept[0]["loss"], rel=1e-6)
-    assert all(torch.equal(masked[1][name], kept[1][name]) for name in kept[1])
+def test_later_updates_have_another_ratio():
+    narrow, groups = args(updates=2, clip_low=1e-4, clip_high=1e-4), sampled()
+    still, moved = updated(groups, narrow, lr=0.0), updated(groups, narrow, lr=0.5)
+    assert len(still[1]) == len(moved[1]) == 2  # each on its part of the groups
+    assert still[0]["mismatch"] < 1e-5 and moved[0]["mismatch"] < 1e-5  # of the first update only
+    clipped = [found["clip_low"] + found["clip_high"] for found, *_ in (still, moved)]
+    assert clipped[0] < clipped[1]
 
 
 def test_a_gradient_that_is_not_finite_is_skipped():
-    rows = sampled(small_model())
-    rows[0][0].advantage = math.nan
-    metrics, gradients, model = updated(rows, args(kl=0.0), lr=1.0)
-    assert metrics["skipped"] == 1 and not gradients
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), small_model().parameters()))
+    groups = sampled()
+    groups[0][0].advantage = math.nan
+    found, gradients, model = updated(groups, args(), lr=1.0)
+    assert found["skipped"] == 1 and not gradients
+    assert all(map(torch.equal, model.parameters(), small_model().parameters()))
 
 
 def test_no_signal_is_no_update():
-    rows = sampled(small_model())
-    for r in (r for group in rows for r in group):
-        r.advantage = 0.0
-    metrics, gradients, _ = updated(rows, args())
-    assert metrics == {"loss": 0.0, "grad_norm": 0.0} and not gradients
+    groups = [[dataclasses.replace(r, advantage=0.0) for r in group] for group in sampled()]
+    found, gradients, _ = updated(groups, args())
+    assert found == {"loss": 0.0, "grad_norm": 0.0} and not gradients
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the step: prompts, refill, audit
+# --------------------------------------------------------------------------------------------------
+# the step: prompts, refill, data, what is printed
 
 
-class Letters:
-    """A tokenizer of single characters, as far as a rollout needs one."""
-
-    stop_ids = [0]
-
-    def encode(self, text):
-        return [1 + ord(c) % 20 for c in text[-6:]]
-
-    def decode(self, ids):
-        return "```python\nx = " + str(sum(ids)) + "\nprint(x)\n```"
-
-    def chat(self, messages, add_generation_prompt=False):
-        return messages[0]["content"]
-
-
-def problem(i):
-    return Problem(f"p{i}", f"statement {i}", CALL)
+@pytest.fixture(scope="module")
+def tiny():
+    return cs.load_model(TINY, device="cpu"), cs.Tokenizer(TINY)
 
 
 def test_prompts_are_a_function_of_the_number_alone():
-    problems = [problem(i) for i in range(7)]
-    epoch = [grpo.problem_of(n, problems, seed=0).id for n in range(7)]
-    assert sorted(epoch) == sorted(p.id for p in problems)
-    assert epoch != [grpo.problem_of(n, problems, seed=0).id for n in range(7, 14)]
+    some = [Problem(f"p{i}", "s") for i in range(7)]
+    epochs = [[grpo.problem_at(n, some, 0).id for n in range(7 * e, 7 * e + 7)] for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == [p.id for p in some] and epochs[0] != epochs[1]
 
 
-def test_the_same_prompt_twice_makes_two_groups():
-    settings = args(group=3, max_new_tokens=5)
-    groups = grpo.rollout(small_model(), Letters(), [problem(0)] * 2, [4, 9], settings, 3, 0, 1.0, 1.0)
-    assert [len(group) for group in groups] == [3, 3] and [group[0].number for group in groups] == [4, 9]
-    assert [r.ids for r in groups[0]] != [r.ids for r in groups[1]]  # other random numbers
+def test_refill_draws_prompts_until_enough_groups_carry_a_signal(tiny, monkeypatch):
+    asked, some = [], [Problem(f"p{i}", f"statement {i}") for i in range(50)]
 
-
-def test_refill_draws_prompts_until_enough_groups_carry_a_signal():
-    problems, asked = [problem(i) for i in range(50)], []
-
-    def judge(rollouts, run_tests):
-        for i, r in enumerate(rollouts):  # every second prompt is hopeless
-            r.reward = float(i % 2) if r.number % 2 else 0.0
+    def reward(rollouts, judges):  # every second prompt is hopeless
         asked.append(sorted({r.number for r in rollouts}))
+        for i, r in enumerate(rollouts):
+            r.reward = float(i % 2) * (r.number % 2)
 
-    def sample(refill, rank=0, world=1):
+    monkeypatch.setitem(grpo.REWARDS, "rm", reward)
+    monkeypatch.setattr(grpo, "execute", lambda *_: None)
+
+    def step(refill):
         asked.clear()
-        settings = args(prompts=8, group=2, max_new_tokens=5, refill=refill)
-        return grpo.sample_groups(small_model(), Letters(), problems, 100, judge, settings, True, rank, world)
+        settings = args(prompts=4, group=2, max_new_tokens=2, refill=refill)
+        judges = grpo.Judges(None, None, settings)
+        return grpo.sample_step(*tiny, some, 100, 1, judges, 0, 1)
 
-    groups, cursor = sample(0)
-    assert cursor == 108 and len(groups) == 8 and sum(map(grpo.has_signal, groups)) == 4
-    groups, cursor = sample(1)
-    assert asked == [list(range(100, 108)), list(range(108, 112))] and cursor == 112
-    groups, cursor = sample(9)
-    assert sum(map(grpo.has_signal, groups)) == 8 and cursor == len(groups) + 100
-    assert [r.ids for r in groups[0]] == [r.ids for r in sample(0)[0][0]]  # deterministic
-
-
-def row(rewards, passed):
-    return {"rewards": rewards, "passed": passed, "reward": grpo.mean(rewards), "avg": grpo.mean(passed)}
+    groups, cursor = step(0)
+    assert cursor == 104 and sum(map(grpo.has_signal, groups)) == 2
+    assert len({r.ids[0] for group in groups for r in group}) > 1
+    _, cursor = step(1)
+    assert asked == [[100, 101, 102, 103], [104, 105]] and cursor == 106
+    again, cursor = step(9)
+    assert sum(map(grpo.has_signal, again)) == 4 and cursor == len(again) + 100
+    assert [r.ids for r in groups[0]] == [r.ids for r in again[0]]  # a function of the number
 
 
-def test_audit_sees_a_reward_that_does_not_follow_execution():
-    good = grpo.audit([row([2.0, 1.0], [True, False])] * 5)
-    bad = grpo.audit([row([2.0, 1.0], [False, True])] * 5)
-    assert (good["audit_auc"], good["fail_top"]) == (1.0, 0.0)
-    assert (bad["audit_auc"], bad["fail_top"]) == (0.0, 1.0)
-    assert bad["eval"] == 0.5 and bad["audit_reward"] == 1.5
-    assert grpo.audit([row([1.0], [True])])["audit_auc"] == ""  # one kind only: nothing can be said
+@pytest.mark.parametrize("enable_thinking", [True, False])
+def test_enable_thinking_reaches_the_prompt(tiny, enable_thinking, monkeypatch):
+    monkeypatch.setitem(grpo.REWARDS, "rm", lambda rollouts, judges: None)
+    settings = args(group=2, max_new_tokens=2, enable_thinking=enable_thinking)
+    judges = grpo.Judges(None, None, settings)
+    ((r, _),) = grpo.answer(*tiny, [PROBLEM], [5], judges, audit=False)
+    text = tiny[1].fast.decode(r.prompt_ids, skip_special_tokens=False)
+    assert text.endswith("<think>\n\n</think>\n\n") != enable_thinking and r.number == 5
 
 
-def test_gap_counts_audits_in_which_only_the_reward_rises():
-    assert grpo.gap([(1.0, 0.3)]) == 0
-    assert grpo.gap([(1.0, 0.3), (1.5, 0.4), (1.8, 0.4), (2.0, 0.3)]) == 2
-    assert grpo.gap([(1.0, 0.3), (2.0, 0.2), (1.9, 0.1)]) == 0
+def test_data_that_cannot_be_used_is_left_out_aloud(tiny, monkeypatch):
+    said = []
+    judges = grpo.Judges(SimpleNamespace(fits=lambda text: len(text) % 2), None, None)
+
+    def load(**flags):
+        said.clear()
+        settings = args(limit=40, **flags)
+        return grpo.load_data(settings, tiny[1], judges._replace(args=settings), said.append)
+
+    found, evaluated = load(eval_problems="toy:train")
+    left_out = [line for line in said if "left out 0 without tests" in line]
+    assert len(left_out) == 2 and 0 < len(found) < 40 and len(evaluated) == len(found)
+    assert f"{len(found)} of {len(found)} evaluation problems are trained on" in said[-1]
+    with pytest.raises(UserError, match="--problems toy:untested: no problem can be used"):
+        load(problems="toy:untested", reward="exec")
+    monkeypatch.setattr(grpo, "MAX_PROMPT", 3)
+    with pytest.raises(UserError, match="--problems toy:train: no problem can be used"):
+        load()
+
+
+def row(**facts):
+    return {"number": 1, "tokens": 4, "finished": True, "reward": 1.0, "advantage": 1.0,
+            "reason": "ok", "code": "a = 1", "verdict": "pass"} | facts  # fmt: skip
 
 
 def test_step_metrics_count_what_happened():
-    base = {"tokens": 4, "finished": True, "reward": 1.0, "advantage": 1.0, "reason": "ok", "number": 1}
-    rows = [
-        base | {"code": "def f(a): return a  # one", "verdict": "pass"},
-        base | {"code": "def f(b): return b", "verdict": "wrong_answer", "finished": False},
-        base | {"code": None, "verdict": "invalid", "reason": "no_block", "advantage": 0.0, "number": 2},
-        base | {"code": "c = 2", "verdict": "harness_error", "reward": None, "advantage": 0.0, "number": 2},
+    found = metrics.step_metrics([
+        row(),
+        row(verdict="wrong_answer", finished=False),
+        row(code=None, verdict="invalid", reason="no_block", reward=0.0, advantage=0.0, number=2),
+        row(verdict="harness_error", reward=None, advantage=0.0, number=2),
+    ])  # fmt: skip
+    assert found == {
+        "reward": pytest.approx(2 / 3), "pass_rate": pytest.approx(1 / 3), "valid_rate": 0.75,
+        "length": 4, "truncated": 0.25, "reasons": "no_block:1", "groups": 2, "no_signal": 0.5,
+        "code_length": 5, "tokens": 16,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cut, said", [(1, False), (2, True)])
+def test_more_than_half_cut_is_said(cut, said):
+    found = metrics.step_metrics([row(finished=i >= cut) for i in range(3)])
+    line = metrics.step_line(1, args(), found | {"grad_norm": 1.0, "seconds": 1.0}, 0)
+    assert ("raise --max-new-tokens" in line) == said
+
+
+# --------------------------------------------------------------------------------------------------
+# evaluation and audit
+
+
+def judged(problem, number, verdicts):
+    return [
+        Rollout(problem, number, code=None if v == "invalid" else "x", verdict=v, reward=1.0)
+        for v in verdicts
     ]
-    m = grpo.step_metrics(rows)
-    assert m["pass_rate"] == pytest.approx(1 / 3) and m["valid_rate"] == 0.75 and m["truncated"] == 0.25
-    assert m["reasons"] == "no_block:1" and m["no_signal"] == 0.5 and m["groups"] == 2 and m["tokens"] == 16
-    assert m["comment_share"] == pytest.approx(1 / 3) and m["duplicate_share"] == pytest.approx(1 / 3)
+
+
+VERDICTS = [["pass", "wrong_answer", "harness_error"], ["unsupported", None], ["pass", "pass"]]
+
+
+def test_problems_that_could_not_be_graded_leave_evaluations():
+    some = [Problem(f"p{i}", "s", source="toy") for i in range(3)]
+    answer = lambda asked, numbers: [judged(some[i], i, VERDICTS[i]) for i in numbers]  # noqa: E731
+    rows = metrics.evaluate(answer, some, 1)
+    assert [r["avg"] for r in rows] == [0.5, None, 1.0] and metrics.audit(rows)["eval"] == 0.75
+    line = metrics.audit_line(rows)
+    assert "avg@n 0.750 | pass@n 1.000" in line and "1 problems could not be graded" in line
+    assert metrics.by_part(rows)["toy"]["avg"] == [0.5, 1.0]
+    better = [r | {"avg": 1.0} for r in rows]  # graded after, not before: no comparison
+    table = "\n".join(metrics.final_table(rows, better, args()))
+    assert table.startswith("2 problems") and "+0.250" in table and "0.750 -> 1.000" in table
+
+
+@pytest.mark.parametrize("count, calls", [(129, 2), (128, 1), (1, 1)])
+def test_ranks_share_an_evaluation_and_judge_as_often(count, calls):
+    """A sharded reward model is gathered in each call: a call less would hang the others."""
+    some, rows = [Problem(f"p{i}", "s") for i in range(count)], []
+    for rank in range(2):
+        asked = []
+        answer = lambda few, numbers: asked.append(1) or [  # noqa: B023, E731
+            judged(p, n, ["pass"]) for p, n in zip(few, numbers, strict=True)
+        ]  # fmt: skip
+        rows += metrics.evaluate(answer, some, 1, rank, 2)
+        assert len(asked) == calls
+    assert sorted(r["number"] for r in rows) == list(range(count))
+
+
+def evaluated(rewards, passed):
+    avg = sum(passed) / len(passed)
+    return {"rewards": rewards, "passed": passed, "reward": sum(rewards) / len(rewards), "avg": avg}
+
+
+def test_audit_sees_a_reward_that_does_not_follow_execution():
+    for passed, auc, fail_top in (([True, False], 1.0, 0.0), ([False, True], 0.0, 1.0)):
+        found = metrics.audit([evaluated([2.0, 1.0], passed)] * 5)
+        wanted = {"audit_reward": 1.5, "audit_auc": auc, "fail_top": fail_top, "eval": 0.5}
+        assert found == wanted
+    assert metrics.audit([evaluated([1.0], [True])])["audit_auc"] == ""  # one kind: nothing is said
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_equal_rewards_do_not_bias_fail_top(order):
+    found = metrics.audit([evaluated([1.0] * 400, ([True] * 200 + [False] * 200)[::order])])
+    assert 0.3 < found["fail_top"] < 0.7 and found["audit_auc"] == 0.5
+
+
+# --------------------------------------------------------------------------------------------------
+# flags
 
 
 def test_preset_and_wrong_choices(monkeypatch):
@@ -537,14 +492,8 @@ def test_preset_and_wrong_choices(monkeypatch):
         return grpo.arguments()
 
     paper = parsed("--preset", "paper-8b", "--group", "4")
-    assert (paper.group, paper.prompts, paper.lr, paper.top_k, paper.kl, paper.dual_clip) == (4, 128, 1e-6, 20, 0, 3.0)
+    assert (paper.group, paper.prompts, paper.lr, paper.top_k, paper.kl) == (4, 128, 1e-6, 20, 0)
     assert parsed("--reward", "exec").out == "out/grpo-exec"
-    for argv in (["--reward", "x"], ["--shaping", "x"], ["--norm", "x"], ["--preset", "x"], ["--group", "0"]):
-        with pytest.raises(UserError, match=argv[0]):
-            parsed(*argv)
-
-
-def test_the_table_says_what_is_not_held_out():
-    row = {"part": "toy", "avg": 0.5, "any": 1.0, "valid": 1.0, "reward": 0.5}
-    for trained_on, wanted in ((0, "held-out problems (toy:test)"), (3, "problems, 3 of them trained on (toy:test)")):
-        assert grpo.final_table([row], [row], grpo.Args(), trained_on)[0].startswith(wanted)
+    for argv in ("--reward x", "--shaping x", "--norm x", "--preset x", "--group 1", "--extract x"):
+        with pytest.raises(UserError, match=f"{argv}: expected"):
+            parsed(*argv.split())

@@ -1,6 +1,7 @@
-"""Every command of the two READMEs runs, in a small size and in their order.    pytest tests/test_readme.py [-m slow]
+"""Every command of the two READMEs runs, in a small size and in their order.
 
-A command that is in README.md or tiny/README.md and not in VARIANTS fails the test: documentation cannot rot unseen.
+A command that is in README.md or tiny/README.md and not in VARIANTS fails the test: documentation
+cannot rot unseen.    pytest tests/test_readme.py [-m slow]
 """
 
 import json
@@ -16,7 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RM = "--limit 40 --group 4 --batch 8 --steps 2 --max-new-tokens 96"
 GRPO = "--limit 8 --prompts 2 --group 4 --steps 1 --eval-group 2 --max-new-tokens 96"
-# How a command begins -> what is added to make it small; None: it is not run, and why. The first that fits counts.
+# How a command begins -> what is added to make it small; None: it is not run, and why. The first
+# that fits counts.
 VARIANTS = {
     "pip install": (None, "the tests run in what it installed"),
     "pytest": (None, "that is this"),
@@ -29,7 +31,7 @@ VARIANTS = {
     "python train_rm.py --collect-only --candidates mutants": ("", "slow"),
     "python train_rm.py --init out/rm": (RM, "slow"),
     "python train_rm.py --pairs out": (RM, "slow"),
-    "python train_rm.py --pairs codescalerpair": ("--batch 2 --steps 1 --out out/rm-4 --split pair", "slow"),
+    "python train_rm.py --pairs codescalerpair": ("--batch 2 --steps 1 --out out/rm-4", "slow"),
     "python train_rm.py": (f"{RM} --no-resume", "slow"),
     "python grpo.py --reward rm --policy out/grpo-rm": (GRPO, "slow"),
     "python grpo.py --reward exec --problems mbpp": (f"{GRPO} --out out/grpo-mbpp", "slow"),
@@ -52,13 +54,17 @@ VARIANTS = {
 FILES = {  # stands for files that a user has
     "mbpp.jsonl": [
         {
-            "task_id": i, "text": f"Write a function to add {i}.", "code": f"def add{i}(x):\n    return x + {i}",
-            "test_list": [f"assert add{i}({x}) == {x + i}" for x in (1, 2, 30)], "test_setup_code": "",
+            "task_id": i, "text": f"Write a function to add {i}.", "test_setup_code": "",
+            "code": f"def add{i}(x):\n    return x + {i}",
+            "test_list": [f"assert add{i}({x}) == {x + i}" for x in (1, 2, 30)],
         }
         for i in range(12)
     ],
     "refactory_pairs.jsonl": [
-        {"question": f"Twice {i % 3}", "code_pos": f"def f(x): return 2 * x + {i} * 0", "code_neg": f"def f(x): {i}"}
+        {
+            "question": f"Twice {i % 3}", "code_pos": f"def f(x): return 2 * x + {i} * 0",
+            "code_neg": f"def f(x): {i}",
+        }
         for i in range(12)
     ],
     "rmbench.json": [
@@ -71,10 +77,17 @@ FILES = {  # stands for files that a user has
 
 
 def readme_commands():
-    text, found = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "tiny/README.md")), []
+    files, found = (ROOT / "README.md", ROOT / "tiny" / "README.md"), []
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
     for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        found += [part.strip() for line in block.splitlines() for part in line.partition("#")[0].split("&&")]
-    inline = re.findall(r"`((?:python|torchrun|pytest)\s[^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+        found += [
+            part.strip()
+            for line in block.splitlines()
+            for part in line.partition("#")[0].split("&&")
+        ]
+    inline = re.findall(
+        r"`((?:python|torchrun|pytest)\s[^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S)
+    )
     found += [" ".join(command.split()) for command in inline]
     return [command for command in dict.fromkeys(found) if command]
 
@@ -91,7 +104,8 @@ def marked(command):
 def test_every_command_of_the_readme_is_known():
     assert len(readme_commands()) > 25
     assert [command for command in readme_commands() if variant(command) is None] == []
-    unused = [start for start in VARIANTS if not any(command.startswith(start) for command in readme_commands())]
+    commands = readme_commands()
+    unused = [start for start in VARIANTS if not any(c.startswith(start) for c in commands)]
     assert unused == []
 
 
@@ -99,10 +113,13 @@ def test_every_command_of_the_readme_is_known():
 def checkout(tmp_path_factory):
     """A copy of the project, with the files that a user has, in which the commands run one after the other."""
     folder = tmp_path_factory.mktemp("readme") / "checkout"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns("out", ".git", "tests", "__pycache__"))
+    skip = shutil.ignore_patterns("out", ".git", "tests", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=skip)
     for name, rows in FILES.items():
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        (folder / name).write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(lines) + "\n")
+        (folder / name).write_text(
+            json.dumps(rows) if name.endswith(".json") else "\n".join(lines) + "\n"
+        )
     return folder
 
 
@@ -113,11 +130,14 @@ def test_readme_command_runs(command, checkout):
         pytest.skip(why)
     if " plot " in command:
         pytest.importorskip("matplotlib")
-    command = command.replace("rmbench:FILE", "rmbench:rmbench.json").replace("--explain FILE", "--explain answer.md")
+    command = command.replace("rmbench:FILE", "rmbench:rmbench.json")
+    command = command.replace("--explain FILE", "--explain answer.md")
     words = f"{command} {added}".split()
     program = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     line = [sys.executable, *program, *words[1:]]
-    done = subprocess.run(line, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        line, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()

@@ -1,9 +1,12 @@
-"""Both trainers as a user runs them: small runs, resuming after a kill, and mistakes.    pytest tests/test_runs.py"""
+"""Both trainers as a user runs them: small runs, going on after a kill, and mistakes.
+
+pytest tests/test_runs.py
+"""
 
 import csv
-import dataclasses
 import json
 import os
+import random
 import runpy
 import shutil
 import signal
@@ -14,215 +17,183 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import codescaler
-from problems import load_problems
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
-RM = "--limit 40 --group 4 --batch 8 --steps 4 --held-out 0.3 --max-new-tokens 96".split()
-GRPO = "--limit 12 --prompts 3 --group 4 --steps 4 --eval-group 2 --eval-every 2 --eval-limit 4".split()
-GRPO += ["--max-new-tokens", "96"]
+RM = "train_rm.py --limit 40 --group 4 --batch 8 --steps 4 --held-out 0.3 --max-new-tokens 96"
+GRPO = "grpo.py --rm tiny/reward --limit 12 --prompts 3 --group 4 --steps 4 --eval-group 2"
+GRPO += " --eval-every 2 --audit-every 3 --max-new-tokens 96 --temperature 1"
+TRAINERS = {"train_rm.py": RM.split(), "grpo.py": GRPO.split()}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # one thread adds in one order: equal bits
 
 
-def run(*args, check=True, timeout=240):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread adds in one order: results can be compared by bit
-    done = subprocess.run(
-        [sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment
-    )
-    assert not check or done.returncode == 0, done.stderr[-2000:]
-    return done
+def run(*words):
+    line = [sys.executable, *map(str, words)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
-def weights(folder):
-    from safetensors.torch import load_file
-
-    return load_file(Path(folder) / "checkpoint" / "model.safetensors")
-
-
-def same_weights(a, b):
-    a, b = weights(a), weights(b)
-    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+def start(*words, **given):
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=ENVIRONMENT, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **given,
+    )  # fmt: skip
 
 
 def rows(folder):
     with open(Path(folder) / "metrics.csv") as file:
-        return list(csv.DictReader(file))
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
-def without_times(folder):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
+def samples(folder):
+    with open(folder / "samples.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def same_run(a, b):
+    """To the bit: weights, metrics and samples."""
+    one, two = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (a, b))
+    assert rows(a) == rows(b) and samples(a) == samples(b)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
-def rm_run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("rm") / "run"
-    return out, run("train_rm.py", "--out", out, *RM).stdout
+def whole(tmp_path_factory):
+    """whole(trainer) -> (run folder of a run without a kill, what it printed), made when asked."""
+    found = {}
+
+    def of(trainer):
+        if trainer not in found:
+            out = tmp_path_factory.mktemp(trainer) / "run"
+            found[trainer] = out, run(*TRAINERS[trainer], "--out", out)
+        return found[trainer]
+
+    return of
 
 
-@pytest.fixture(scope="module")
-def grpo_run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("grpo") / "run"
-    return out, run("grpo.py", "--reward", "rm", "--rm", "tiny/reward", "--out", out, *GRPO).stdout
-
-
-def kill_after(step, out, *command):
-    """Starts a trainer and kills it (SIGKILL) once its metrics hold `step` steps."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-    )
-    metrics = Path(out) / "metrics.csv"
-    while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) <= step):
+def wait_for_rows(process, out, count):
+    metrics = out / "metrics.csv"
+    while process.poll() is None and not (metrics.exists() and len(rows(out)) >= count):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
-def test_train_rm_prints_the_funnel_and_the_table(rm_run):
-    out, text = rm_run
-    for word in (
-        "problems",
-        "valid",
-        "unique",
-        "with both",
-        "pairs",
-        "step 4/4",
-        "initialisation",
-        "longer program wins",
-    ):
-        assert word in text
+# --------------------------------------------------------------------------------------------------
+# what a run prints and leaves behind
+
+
+def test_train_rm_prints_the_funnel_and_the_table(whole):
+    out, text = whole("train_rm.py")
+    for words in ("mutant pairs", "step 4/4", "longer program wins", "AUC within a problem, fine"):
+        assert words in text
     assert [row["step"] for row in rows(out)] == ["1", "2", "3", "4"]
-    assert list(rows(out)[0])[:5] == ["step", "loss", "reward", "pass_rate", "valid_rate"]
     pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
-    assert pairs and all(
-        set(p) == {"prompt", "chosen", "rejected", "id", "source", "margin", "num_tests"} for p in pairs
+    assert pairs and set(pairs[0]) == set(
+        "prompt chosen rejected id source margin num_tests".split()
     )
-    args = json.loads((out / "args.json").read_text())
-    assert args["args"]["batch"] == 8 and args["torch"] == torch.__version__
+    assert json.loads((out / "result.json").read_text())["fine-tuned"]["count"] > 0
 
 
-def test_grpo_prints_steps_and_the_table(grpo_run):
-    out, text = grpo_run
-    for word in ("before:", "step 4/4", "pass ", "valid ", "toy:test", "toy:unseen", "gain [95% interval]"):
-        assert word in text
-    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    assert len(samples) == 4 * 3 * 4
-    for s in samples:
-        assert (s["code"] is None) == (s["reward"] == 0.0) and (s["code"] is None) == (s["reason"] != "ok")
-    assert rows(out)[1]["eval"] and not rows(out)[0]["eval"]
+def test_grpo_prints_steps_and_the_table(whole):
+    out, text = whole("grpo.py")
+    for words in ("before:", "step 4/4", "pass ", "held out", "gain [95% interval]", "fail_top"):
+        assert words in text
+    assert len(samples(out)) == 4 * 3 * 4
+    for row in samples(out):
+        valid = row["code"] is not None
+        assert (
+            valid == (row["reward"] != 0.0) == (row["reason"] == "ok") == (row["score"] is not None)
+        )
+    assert [bool(row["eval"]) for row in rows(out)] == [False, True, False, True]
 
 
-def test_killed_and_resumed_equals_uninterrupted(rm_run, grpo_run, tmp_path):
-    for whole, command in (
-        (rm_run[0], ["train_rm.py", *RM]),
-        (grpo_run[0], ["grpo.py", "--reward", "rm", "--rm", "tiny/reward", *GRPO]),
-    ):
-        out = tmp_path / command[0]
-        command += ["--out", out]
-        kill_after(2, out, *command)
-        assert len(rows(out)) < 4
-        assert "continuing" in run(*command).stdout
-        assert same_weights(whole, out)
-        assert without_times(whole) == without_times(out)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_finished_run_prints_its_table_again(whole, trainer):
+    out, text = whole(trainer)
+    table = text[text.index("\n\n") :]
+    assert "95%" in table and run(*TRAINERS[trainer], "--out", out).endswith(table)
 
 
-def test_a_killed_collection_goes_on(rm_run, tmp_path):
-    whole, _ = rm_run
-    done = (whole / "samples.jsonl").read_text().splitlines(keepends=True)
-    out = tmp_path / "run"
+def test_raising_steps_changes_nothing_before(whole, tmp_path):
+    run(*GRPO.split(), "--steps", "1", "--out", tmp_path)
+    run(*GRPO.split(), "--out", tmp_path)
+    assert same_run(whole("grpo.py")[0], tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------
+# going on
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_killed_and_repeated_equals_never_killed(whole, trainer, tmp_path):
+    command = [*TRAINERS[trainer], "--out", tmp_path / "run"]
+    process = start(*command)
+    wait_for_rows(process, tmp_path / "run", 2)
+    process.kill()
+    process.communicate()
+    assert len(rows(tmp_path / "run")) < 4
+    assert "continuing" in run(*command)
+    assert same_run(whole(trainer)[0], tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_sigkill_at_a_random_moment_changes_nothing(whole, trainer, seed, tmp_path):
+    rng, command = random.Random(seed), [*TRAINERS[trainer], "--out", tmp_path / "run"]
+    for _ in range(2):
+        process = start(*command)
+        time.sleep(rng.uniform(2, 12))
+        process.kill()
+        process.communicate()
+    run(*command)
+    assert same_run(whole(trainer)[0], tmp_path / "run")
+
+
+def test_a_killed_collection_goes_on(whole, tmp_path):
+    out, out_whole = tmp_path / "run", whole("train_rm.py")[0]
+    done = (out_whole / "samples.jsonl").read_text().splitlines(keepends=True)
     out.mkdir()
-    (out / "samples.jsonl").write_text("".join(done[:80]) + done[80][:50])  # 20 of 40 problems and a torn line
-    run("train_rm.py", "--out", out, "--collect-only", *RM)
-    assert (out / "pairs.jsonl").read_text() == (whole / "pairs.jsonl").read_text()
+    (out / "samples.jsonl").write_text("".join(done[:80]) + done[80][:50])  # and a torn line
+    run(*RM.split(), "--out", out, "--collect-only")
+    assert (out / "samples.jsonl").read_text() == "".join(done)
+    assert (out / "pairs.jsonl").read_text() == (out_whole / "pairs.jsonl").read_text()
 
 
-def test_a_finished_run_prints_its_table_again(rm_run, grpo_run):
-    table = rm_run[1][rm_run[1].index("held-out pairs") :]
-    assert table in run("train_rm.py", "--out", rm_run[0], *RM).stdout
-    command = ["grpo.py", "--reward", "rm", "--rm", "tiny/reward", "--out", grpo_run[0], *GRPO]
-    table = grpo_run[1][grpo_run[1].index("held-out problems") :]
-    assert table in run(*command).stdout
+@pytest.mark.parametrize(
+    "trainer, number, code",
+    [("grpo.py", signal.SIGINT, 130), ("train_rm.py", signal.SIGTERM, 143)],
+)
+def test_a_signal_saves_the_step_and_is_the_exit_code(trainer, number, code, tmp_path, pairs):
+    """`train_rm.py && grpo.py` must not go on with half a reward model."""
+    command = [*TRAINERS[trainer], "--out", tmp_path, "--steps", "500", "--save-every", "999"]
+    command += ["--pairs", pairs] if trainer == "train_rm.py" else []
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    process = start(*command, preexec_fn=heed)
+    wait_for_rows(process, tmp_path, 2)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code and "Traceback" not in errors
+    step = json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"]
+    assert step == len(rows(tmp_path)) >= 2  # nothing that was logged is lost
 
 
-def test_steps_may_be_raised_and_nothing_else(grpo_run, tmp_path):
-    command = ["grpo.py", "--reward", "rm", "--rm", "tiny/reward", *GRPO]
-    short = [*command, "--out", tmp_path / "a", "--steps", "2"]
-    run(*short)
-    run(*command, "--out", tmp_path / "a")
-    assert same_weights(grpo_run[0], tmp_path / "a")
-    refused = run(*command, "--out", tmp_path / "a", "--lr", "1", check=False)
-    assert refused.returncode == 2 and "--lr 0.0" in refused.stderr and "now it is 1.0" in refused.stderr
+# --------------------------------------------------------------------------------------------------
+# mistakes, in this process, which has imported torch already
 
 
-def test_exec_reward_is_the_verdict(tmp_path):
-    run("grpo.py", "--reward", "exec", "--out", tmp_path / "run", *GRPO, "--steps", "1")
-    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
-    assert {s["reward"] for s in samples} <= {0.0, 1.0}
-    assert all((s["verdict"] == "pass") == (s["reward"] == 1.0) for s in samples)
-
-
-def test_problems_without_tests_can_be_trained_on(tmp_path):
-    command = [
-        "grpo.py",
-        "--reward",
-        "rm",
-        "--rm",
-        "tiny/reward",
-        "--problems",
-        "toy:untested",
-        "--out",
-        tmp_path / "run",
-    ]
-    text = run(*command, *GRPO, "--steps", "1").stdout
-    assert "pass -" in text and not rows(tmp_path / "run")[0]["pass_rate"]
-
-
-def test_zero_head_starts_at_ln_2(tmp_path, rm_run):
-    pairs = rm_run[0] / "pairs.jsonl"
-    run("train_rm.py", "--init", "tiny/policy", "--pairs", pairs, "--out", tmp_path / "run", *RM, "--steps", "1")
-    assert float(rows(tmp_path / "run")[0]["loss"]) == pytest.approx(0.6931, abs=1e-3)
-
-
-def test_two_runs_in_one_folder_are_refused(tmp_path):
-    import fcntl
-
-    (tmp_path / "run").mkdir()
-    with open(tmp_path / "run" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = run("train_rm.py", "--out", tmp_path / "run", *RM, check=False)
-    assert refused.returncode == 2 and "in use by another run" in refused.stderr
-
-
-MISTAKES = [
-    ("grpo.py --reward rm --rm nowhere", "nowhere"),
-    ("grpo.py --reward rm --rm tiny/policy", "train_rm.py"),
-    ("grpo.py --reward best", "--reward best"),
-    ("grpo.py --reward exec --problems toy:untested", "none has tests"),
-    ("grpo.py --policy nowhere --reward exec", "nowhere"),
-    ("grpo.py --reward exec --problems empty.jsonl", "empty.jsonl"),
-    ("train_rm.py --pairs nowhere.jsonl", "nowhere.jsonl"),
-    ("train_rm.py --init nowhere --limit 8", "nowhere"),
-    ("train_rm.py --out /proc/nothing", "/proc/nothing"),
-    ("train_rm.py --unknown 1", "--unknown"),
-    ("train_rm.py --device tpu", "--device tpu"),
-    ("train_rm.py --sandbox none --limit 8", "none"),
-    ("problems.py toy:nothing", "toy:nothing"),
-    ("codescaler.py score --rm tiny/reward --problem nowhere.md a.py", "nowhere.md"),
-    ("codescaler.py generate --model nowhere hello", "nowhere"),
-    ("codescaler.py generate hello --max-new-tokens 0", "--max-new-tokens 0"),
-    ("codescaler.py generate hello --temperature -1", "--temperature -1"),
-    ("codescaler.py generate hello --device tpu", "--device tpu"),
-    ("train_rm.py --split half", "--split half: expected problem, pair"),
-    ("train_rm.py --length-balance 0.3", "--length-balance 0.3"),
-    ("grpo.py --rm tiny/reward --eval-problems toy:untested", "none has tests"),
-    ("bench.py paper --out README.md", "README.md"),
-]
+@pytest.fixture
+def pairs(tmp_path):
+    row = {"prompt": "Add.", "chosen": "a + 1", "rejected": "a - 1"}
+    lines = [json.dumps(row | {"prompt": f"Add {i}.", "id": f"{i}#0"}) + "\n" for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    return tmp_path / "pairs.jsonl"
 
 
 @pytest.fixture
 def script(monkeypatch, capsys):
-    """script(name, *args) -> (exit code, stdout, stderr): runs a file as `python name` does, but in this process,
-    which has imported torch already (3 s a command)."""
+    """script(name, *args) -> (exit code, stdout, stderr), as of `python name`."""
 
     def execute(name, *args):
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
@@ -240,100 +211,89 @@ def script(monkeypatch, capsys):
     return execute
 
 
+MISTAKES = [
+    ("grpo.py --rm nowhere", "nowhere"),
+    ("grpo.py --rm tiny/policy", "train_rm.py"),
+    ("grpo.py --reward exec --problems toy:untested", "--problems toy:untested"),
+    ("grpo.py --rm tiny/reward --eval-problems toy:untested", "--eval-problems toy:untested"),
+    ("grpo.py --policy tiny/reward --reward exec", "score.weight"),
+    ("grpo.py --reward exec --problems {}/empty.jsonl", "empty.jsonl"),
+    ("grpo.py --temperature 0", "--temperature 0.0: expected"),
+    ("grpo.py --lr inf", "--lr inf: expected"),
+    ("grpo.py --top-p 7", "--top-p 7.0: expected"),
+    ("train_rm.py --lr nan", "--lr nan: expected"),
+    ("train_rm.py --held-out 1.5", "--held-out 1.5: expected"),
+    ("train_rm.py --epochs 0", "--epochs 0.0: expected"),
+    ("train_rm.py --pairs {}/pairs.jsonl --batch 99", "too few for --batch 99"),
+    ("train_rm.py --pairs {}/pairs.jsonl --collect-only", "--collect-only"),
+    ("train_rm.py --pairs {}/empty.jsonl", "empty.jsonl"),
+    ("train_rm.py --pairs nowhere.jsonl", "nowhere.jsonl"),
+    ("train_rm.py --problems toy:untested", "none has tests"),
+    ("train_rm.py --policy nowhere --limit 8", "nowhere"),
+    ("train_rm.py --init {}/cut", "model.safetensors is damaged"),
+    ("train_rm.py --out /proc/nothing", "/proc/nothing"),
+    ("train_rm.py --unknown 1", "--unknown"),
+    ("train_rm.py --device tpu", "--device tpu"),
+    ("train_rm.py --sandbox none --limit 8", "none"),
+    ("problems.py toy:nothing", "toy:nothing"),
+    ("codescaler.py score --rm tiny/reward --problem nowhere.md a.py", "nowhere.md"),
+    ("codescaler.py generate --model nowhere hello", "nowhere"),
+    ("codescaler.py generate hello --max-new-tokens 0", "--max-new-tokens 0: expected"),
+]
+
+
 @pytest.mark.parametrize("command, found", MISTAKES)
-def test_a_mistake_is_one_clear_line(command, found, tmp_path, script):
-    words = command.split()
+def test_a_mistake_is_one_clear_line(command, found, tmp_path, script, pairs):
+    (tmp_path / "empty.jsonl").write_text("")
+    shutil.copytree(ROOT / "tiny" / "reward", tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.safetensors", 10**6)
+    words = command.format(tmp_path).split()
     if words[0] in ("grpo.py", "train_rm.py") and "--out" not in words:
         words += ["--out", tmp_path / "run"]
     code, _, errors = script(*words)
-    assert code == 2 and found in errors and "Traceback" not in errors
-    assert len(errors.strip().splitlines()) == 1
+    errors = [line for line in errors.splitlines() if "score head begins with zeros" not in line]
+    assert code == 2 and len(errors) == 1 and errors[0].startswith("error: ") and found in errors[0]
+    assert not list(tmp_path.glob("run/samples.jsonl"))
 
 
-def test_a_start_that_failed_binds_no_later_one(tmp_path, script):
-    out = tmp_path / "run"
-    code, _, errors = script("grpo.py", "--rm", "nowhere", *GRPO, "--out", out)
-    assert code == 2 and "nowhere" in errors
-    code, _, errors = script("grpo.py", "--rm", "tiny/reward", *GRPO, "--steps", "0", "--limit", "2", "--out", out)
-    assert code == 0, errors
-    assert json.loads((out / "args.json").read_text())["args"]["rm"] == "tiny/reward"
+def test_exec_reward_is_the_verdict(tmp_path, script):
+    command = [*GRPO.split(), "--reward", "exec", "--rm", "nowhere", "--steps", "1"]
+    assert script(*command, "--out", tmp_path)[0] == 0
+    for row in samples(tmp_path):
+        assert row["reward"] == float(row["verdict"] == "pass") and row["score"] is None
 
 
-def test_a_mistake_of_the_model_is_found_before_pairs_are_collected(tmp_path, script):
-    (tmp_path / "model").mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        shutil.copy(ROOT / "tiny" / "reward" / name, tmp_path / "model" / name)
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"cut")
-    code, _, errors = script("train_rm.py", "--init", tmp_path / "model", "--out", tmp_path / "run")
-    assert code == 2 and "model.safetensors is damaged" in errors and not (tmp_path / "run").exists()
+def test_problems_without_tests_can_be_trained_on(tmp_path, script):
+    command = [*GRPO.split(), "--problems", "toy:untested", "--steps", "1", "--out", tmp_path]
+    assert "pass -" in script(*command)[1] and not rows(tmp_path)[0]["pass_rate"]
 
 
-def test_statements_that_the_reward_model_cannot_read_are_left_out(tmp_path, script):
-    model = codescaler.load_model("tiny/reward", "score", device="cpu")
-    codescaler.save_model(model, codescaler.Tokenizer("tiny/reward"), tmp_path / "rm", max_length=100)
-    found = load_problems("toy:train", 6)
-    found.append(dataclasses.replace(found[0], id="long", prompt=found[0].prompt * 20))
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(dataclasses.asdict(p)) + "\n" for p in found))
-    command = ["grpo.py", "--rm", tmp_path / "rm", *GRPO, "--steps", "1", "--eval-problems", tmp_path / "own.jsonl"]
-    code, printed, errors = script(*command, "--problems", tmp_path / "own.jsonl", "--out", tmp_path / "run")
-    assert code == 0 and printed.count("1 problems left out: over the 100 tokens that --rm reads") == 2, errors
-    assert int(rows(tmp_path / "run")[0]["rm_cut"]) > 0  # programs that lost their end are counted
+def test_a_head_of_zeros_starts_at_ln_2(tmp_path, script, pairs):
+    command = [*RM.split(), "--init", "tiny/policy", "--pairs", pairs, "--steps", "1"]
+    assert script(*command, "--out", tmp_path / "run")[0] == 0
+    assert float(rows(tmp_path / "run")[0]["loss"]) == pytest.approx(0.6931, abs=1e-3)
 
 
-def test_a_mistake_ends_the_process_with_2():
-    done = run("train_rm.py", "--device", "tpu", check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+def test_the_commands_of_the_model_file(tmp_path, script):
+    texts = {"p.md": "Given a list of integers, sort in ascending order. solve(xs) returns it."}
+    texts |= {"bad.py": "def solve(xs:", "good.py": "def solve(xs):\n    return sorted(xs)\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    command = ["codescaler.py", "score", "--rm", "tiny/reward", "--problem"]
+    command += [tmp_path / name for name in texts]
+    good, bad = map(json.loads, script(*command, "--json")[1].splitlines())
+    assert good["program"].endswith("good.py") and good["reward"] > 0 and good["reason"] == "ok"
+    assert bad["reward"] == 0 and bad["reason"] == "syntax_error"
+    head, first, second = script(*command)[1].splitlines()
+    assert first.split()[2:] == ["ok", good["program"]] and "syntax_error" in second
+    command = ["codescaler.py", "generate", "Reverse the list.", "-n", "2", "--max-new-tokens", "8"]
+    assert "--- 2:" in script(*command)[1]
 
 
-@pytest.mark.parametrize(
-    "name", ["train_rm.py", "grpo.py", "problems.py", "extract.py", "sandbox.py", "codescaler.py", "bench.py"]
-)
+SCRIPTS = ["train_rm.py", "grpo.py", "problems.py", "sandbox.py", "codescaler.py", "bench.py"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help(name, script):
     code, text, _ = script(name, "--help")
     assert code == 0 and "python" in text
-
-
-def test_generate_command_takes_the_documented_flags(script):
-    command = ["codescaler.py", "generate", "--model", "tiny/policy", "Reverse the list.", "-n", "2"]
-    assert "--- 2/2:" in script(*command, "--max-new-tokens", "8")[1]
-
-
-def test_score_command_ranks_programs(tmp_path, script):
-    (tmp_path / "p.md").write_text("Given a list of integers, sort in ascending order. solve(xs) returns the list.")
-    (tmp_path / "good.py").write_text("def solve(xs):\n    xs = sorted(xs)\n    return xs\n")
-    (tmp_path / "broken.py").write_text("def solve(xs:\n")
-    command = ["codescaler.py", "score", "--rm", "tiny/reward", "--problem", tmp_path / "p.md", "--json"]
-    _, text, _ = script(*command, tmp_path / "broken.py", tmp_path / "good.py")
-    found = [json.loads(line) for line in text.splitlines()]
-    assert [Path(row["program"]).name for row in found] == ["good.py", "broken.py"]
-    assert found[0]["reward"] > found[1]["reward"] == 0.0 and found[1]["reason"] == "syntax_error"
-
-
-def test_a_signal_during_a_save_waits_for_its_end():
-    done, inherited = [], signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), codescaler.signals_wait():
-            os.kill(os.getpid(), signal.SIGINT)
-            done.append("the block ran on")
-        assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, inherited)
-
-
-def test_ctrl_c_saves_and_exits_0(tmp_path):
-    command = [sys.executable, "grpo.py", "--reward", "exec", "--out", str(tmp_path / "run"), *GRPO, "--steps", "500"]
-    command += ["--save-every", "100"]
-    # A shell starts background jobs with SIGINT ignored, and children inherit that: as from a terminal, not as from us.
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    metrics = tmp_path / "run" / "metrics.csv"
-    while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 3):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Traceback" not in errors
-    state = torch.load(tmp_path / "run" / "checkpoint" / "state.pt", weights_only=True)
-    assert state["step"] == len(rows(tmp_path / "run")) >= 2  # nothing that was logged is lost

@@ -2,12 +2,22 @@
 
 `HOSTILE` and `HONEST` hold (name, kind, code, acceptable words). Every hostile program tries to get a pass for a task it
 does not solve, to leave something behind, or to hurt the machine; the honest ones are what clumsier graders reject.
-The tests they run against are in `TESTS`.
+The tests they run against are in `TESTS`. `IDIOMS` holds (name, code, tests, acceptable words): what programs
+could make test code believe, and what test code could ask of honest ones.
+
+    python tests/attacks.py ROWS.jsonl     # other programs with the verdict each must get, by category
 """
-# ruff: noqa: E501  (a program a line)
+# ruff: noqa: E501, E402  (a program a line)
 # fmt: off
 
+import json
+import sys
 import tempfile
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sandbox import Limits, Sandbox
 
 TEMPORARY = tempfile.gettempdir() + "/"
 
@@ -266,7 +276,7 @@ HOSTILE = [
     ("empty_line", "check", "import os\ndef add(a, b):\n    os.write(3, b'\\n')\n    return 0", WRONG),
     ("contains_claim", "contains", "class A:\n    def __contains__(s, v): return True\n    def __iter__(s): return iter([])\ndef add(a, b): return A()", WRONG),
     ("len_claim", "contains", "class A:\n    def __len__(s): return 3\ndef add(a, b): return A()", WRONG),
-    ("iterates_for_ever", "contains", "import itertools\ndef add(a, b): return itertools.repeat(0)", ("timeout",)),
+    ("iterates_for_ever", "contains", "import itertools\ndef add(a, b): return itertools.repeat(0)", DEAD),
     ("helper_override", "helper", "def value(x): return 0\ndef add(a, b): return 99", ("unsupported",)),
     ("chosen_unsupported", "twice", "import os\ndef add(a, b):\n    os.write(3, b'{\"v\": {\"o\": \"print\"}}\\n')\n    return 0", WRONG),
     ("flood_through_the_test", "printed", "def add(a, b): return 'x' * (1 << 20)", DEAD),
@@ -372,3 +382,122 @@ HONEST = [
     ("exec_inner", "sum", "exec('''n=int(input());a=list(map(int,input().split()))\nprint(sum(a))''')"),
     ("try_open_input", "sum", "import sys\ntry: sys.stdin=open('input.txt');sys.stdout=open('output.txt','w')\nexcept: pass\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
 ]
+
+
+def asserts(*lines, entry="f", setup="", check=False):
+    key = "check" if check else "assert"
+    return {"kind": "assert", "entry_point": entry, "setup": setup, "cases": [{key: line} for line in lines]}
+
+
+def call(*pairs):
+    return {"kind": "call", "entry_point": "f", "cases": [{"args": [x], "expected": y} for x, y in pairs]}
+
+
+LIAR = ("class A:\n    def __getattr__(s, n): return lambda *a, **k: True\n    __bool__ = lambda s: True\n    __len__ = lambda s: 2\n"
+        "    __contains__ = __eq__ = __lt__ = __gt__ = lambda s, o: True\ndef f(*a): return A()")
+NEITHER = (*WRONG, "unsupported")  # judged as wrong, or said not to be judged
+SKIP = ("pass", "unsupported")  # an honest program: judged rightly, or said not to be judged
+# (name, program, tests, acceptable words): what test code could be made to believe
+IDIOMS = [
+    # --- an exception of the program ends what the test iterates over
+    ("stop_in_sum", "def f(x): raise StopIteration", asserts("def check(c):\n    assert sum(map(c, [1, 2])) == 0", check=True), WRONG),
+    ("stop_in_zip", "def f(x): raise StopIteration", asserts("for a, b in zip(map(f, [1, 2]), [5, 6]):\n    assert a == b"), WRONG),
+    ("stop_subclass", "class E(StopIteration): pass\ndef f(x): raise E", asserts("assert all(f(i) == i for i in map(f, [1]))"), WRONG),
+    ("stop_in_list", "def f(x): raise StopIteration", asserts("assert [y for y in iter(lambda: f(1), 0) if y != 3] == []"), WRONG),
+    ("exit_in_map", "def f(x): raise SystemExit(0)", asserts("assert not list(map(f, []))\nassert all(map(f, [1]))"), WRONG),
+    # --- objects of the program's own as answers, and masked by them
+    ("own_issubset", LIAR, asserts("assert f(1).issubset({1, 2})"), WRONG),
+    ("own_in", LIAR, asserts("def check(c):\n    assert 7 in c(1) and c(2)", check=True), WRONG),
+    ("own_nested", LIAR.replace("return A()", "return [1, A()]"), asserts("assert f(1)[1].isdigit() and f(1) > [0]"), WRONG),
+    ("own_compared", "class A: pass\ndef f(*a): return A()", asserts("def check(c):\n    assert c(1) == c(1)\n    assert c(2) == 4", check=True), WRONG),
+    ("own_sorted", "class A: pass\ndef f(*a): return A()", asserts("assert sorted([f(1), f(2)]) == [1, 2]"), WRONG),
+    ("class_for_function", "class f:\n    def __init__(s, x): pass", asserts("assert f(1) + 1 == 2"), WRONG),
+    # --- names
+    ("own_isclose", "def isclose(*a, **k): return True\ndef f(x): return 9", asserts("assert isclose(f(2), 1.4)"), ("unsupported",)),
+    ("own_helper_no_entry", "def same(*a): return True\ndef f(x): return 9", asserts("assert same(f(2), 4) == True", entry=None), ("unsupported",)),
+    ("own_max", "def max(*a): return 4\ndef f(x): return 9", asserts("assert max(f(2), 3) == 4"), WRONG),
+    ("own_import", "class math:\n    floor = lambda x: 4\ndef f(x): return 9", asserts("import math\nassert math.floor(f(2)) == 4"), WRONG),
+    ("own_name_of_the_setup", "def ref(x): return 9\ndef f(x): return 9", asserts("assert f(2) == ref(2)", setup="def ref(x): return 2 * x"), WRONG),
+    ("own_argument", "def double(x): return 1\ndef f(x): return 1", asserts("assert f(double(2)) == 4", setup="def double(x): return 2 * x"), WRONG),
+    ("only_in_the_setup", "x = 1", asserts("assert f(4) == 2", setup="def f(x): return x // 2"), WRONG),
+    # --- program text in the tester
+    ("eval_writes", "def f(x): return '__import__(\"os\").write(3, b\\'[\"pass\", \"\"]\\\\n\\') and 4'",
+     asserts("def check(c):\n    assert eval(c(1)) == 5", check=True), WRONG),
+    ("eval_exits", "def f(x): return '__import__(\"os\")._exit(0)'", asserts("assert eval(f(1)) == 5"), WRONG),
+    ("eval_climbs", "def f(x): return '().__class__.__base__.__subclasses__()'", asserts("assert len(eval(f(1))) < 5"), WRONG),
+    ("exec_of_an_answer", "def f(x): return 'raise SystemExit'", asserts("exec(f(1))\nassert False"), ("unsupported",)),
+    ("honest_eval", "def f(x): return f'{x} * (2 + 1)'", asserts("assert eval(f(4)) == 12 and eval('f(1)') == '1 * (2 + 1)'"), ("pass",)),
+    # --- values that are equal to nothing they should be
+    ("replaced_bytes", "import os\nos.write(1, b'\\xff\\n')", {"kind": "stdin", "cases": [{"input": "", "output": "\ufffd"}]}, WRONG),
+    ("bool_key", "def f(x): return {True: 'a'}", call((1, {"1": "a"})), WRONG),
+    ("infinity", "def f(x): return float('-inf')", call((1, float("inf"))), WRONG),
+    # --- tests that no program could pass with plain data: never a wrong answer
+    ("own_attribute", "class P:\n    def __init__(s, a): s.a = a\ndef f(a): return P(a)", asserts("assert f(1).a == 1"), SKIP),
+    ("own_class", "class Stack:\n    def __init__(s): s.v = []\n    def push(s, x): s.v.append(x)", asserts("s = Stack()\ns.push(1)\nassert s.v == [1]", entry="Stack"), SKIP),
+    ("own_exception", "class Bad(Exception): pass\ndef f(a): raise Bad", asserts("try:\n    f(1)\nexcept Bad:\n    pass"), SKIP),
+    ("closure", "def f(a): return lambda b: a + b", asserts("assert f(1)(2) == 3"), SKIP),
+    ("captured", "def f(a): print(a)", asserts("import io, sys\nsys.stdout = io.StringIO()\nf(1)\nassert sys.stdout.getvalue() == '1\\n'"), ("unsupported",)),
+    ("patched_builtin", "def f(): return input()", asserts("import builtins\nbuiltins.input = lambda: '4'\nassert f() == '4'"), ("unsupported",)),
+    ("not_installed", "def f(a): return a", asserts("import no_such_module\nassert f(1) == 1"), ("unsupported",)),
+    ("seeded", "import random\ndef f(): return random.random()", asserts("import random\nrandom.seed(1)\na = f()\nrandom.seed(1)\nassert a == random.random()"), ("unsupported",)),
+    ("counter_missing", "from collections import Counter\ndef f(a): return Counter(a)", asserts("assert f('aab')['z'] == 0"), SKIP),
+    ("defaultdict_missing", "from collections import defaultdict\ndef f(a): return defaultdict(int, a=a)", asserts("assert f(1)['z'] + f(2)['a'] == 2"), SKIP),
+    ("bytearray_type", "def f(a): return bytearray(b'x')", asserts("assert isinstance(f(1), bytearray) and f(1) == b'x'"), SKIP),
+    ("nested_identity", "def f(m):\n    m.reverse()\n    for r in m: r.append(0)", asserts("a, b = [1], [2]\nm = [a, b]\nf(m)\nassert m == [[2, 0], [1, 0]] and a == [1, 0] and m[1] is a"), ("pass",)),
+    ("same_object", "def f(a):\n    a.sort()\n    return a", asserts("xs = [2, 1]\nassert f(xs) is xs and xs == [1, 2]"), ("pass",)),
+    ("key_error_args", "def f(a): raise KeyError('k', 3)", asserts("try:\n    f(1)\n    assert False\nexcept KeyError as e:\n    assert e.args == ('k', 3)"), ("pass",)),
+    ("coroutine", "async def f(a): return a + 1", asserts("import asyncio\nassert asyncio.run(f(1)) == 2"), ("pass",)),
+    ("star_import", "def f(a): return a", asserts("from math import *\ndef check(c):\n    assert c(2) == floor(pi) - 1", check=True), ("pass",)),
+    ("star_in_setup", "def f(a): return [a]", asserts("assert helper(f(2))", setup="from collections import *\ndef helper(v): return deque(v).pop() == 2"), ("pass",)),
+    ("entry_in_check", "def f(a): return sorted(a)", asserts("def check(candidate):\n    assert tuple(candidate([2, 1])) == tuple(f([2, 1]))", check=True, setup="def f(a): pass"), ("pass",)),
+    ("builtin_in_check", "def sorted(x): return x", asserts("def check(c):\n    assert c([2, 1]) == sorted([2, 1])", entry="sorted", check=True), WRONG),
+    ("test_module_unimported", "def f(a): return a", asserts("assert f(28) == sys.getsizeof(1)", entry=None), ("pass",)),
+    ("lambda_argument", "def f(g, x): return g(x)", asserts("assert f(lambda v: v + 1, 2) == 3"), ("pass",)),
+    ("lambda_in_check", "def f(g, x): return g(x)", asserts("def check(c):\n    assert c(lambda v: v + 1, 2) == 3", check=True), ("unsupported",)),
+    # --- long integers, deep values, what a process prints over many calls
+    ("long_print", "print(2 ** int(input()))", {"kind": "stdin", "cases": [{"input": "20000", "output": hex(1)[2:]}]}, ("wrong_answer",)),
+    ("long_in_test", "def f(n): return 10 ** n", asserts("assert len(str(f(5000))) == 5001"), ("pass",)),
+    ("much_printed", "def f(a):\n    print('x' * 10**6)\n    return a", call(*[(i, i) for i in range(20)]), ("pass",)),
+    ("much_returned", "def f(a): return 'x' * 10**6", call(*[(i, "x" * 10**6) for i in range(20)]), ("pass",)),
+    ("function_for_method", "def f(a): return a", {**call((1, 1)), "entry_point": "Solution.f"}, ("pass",)),
+    ("any_of", "def f(a): return 2", {"kind": "call", "entry_point": "f", "cases": [{"args": [1], "any_of": [[2], 2]}]}, ("pass",)),
+    ("none_of", "def f(a): return 3", {"kind": "call", "entry_point": "f", "cases": [{"args": [1], "any_of": [[2], 2]}]}, ("wrong_answer",)),
+    # --- what is written while the interpreter ends
+    ("file_left_open", "out = open(1, 'w')\nout.write('6')", {"kind": "stdin", "cases": [{"input": "", "output": "6"}]}, ("pass",)),
+    ("fdopen_left_open", "import os\nos.fdopen(os.dup(1), 'w').write('6')\nx = [os.fdopen(1, 'wb')]\nx[0].write(b'7')", {"kind": "stdin", "cases": [{"input": "", "output": "67"}]}, ("pass",)),
+    ("print_in_del", "class A:\n    def __del__(s): print(6)\na = A()\na.me = a", {"kind": "stdin", "cases": [{"input": "", "output": "6"}]}, ("pass",)),
+    ("generator_at_exit", "def g():\n    try: yield\n    finally: print(6)\nx = g()\nnext(x)", {"kind": "stdin", "cases": [{"input": "", "output": "6"}]}, ("pass",)),
+    # --- the machine
+    ("timers", "import ctypes\nl = ctypes.CDLL(None)\nprint(sum(l.timer_create(0, None, ctypes.create_string_buffer(8)) == 0 for _ in range(999)))",
+     {"kind": "stdin", "cases": [{"input": "", "output": "999"}]}, WRONG),
+    ("many_threads", "import threading, time\nthreading.stack_size(1 << 16)\nfor _ in range(900): threading.Thread(target=time.sleep, args=(1,)).start()\nprint('done')",
+     {"kind": "stdin", "cases": [{"input": "", "output": "done"}]}, ("sandbox_violation", "runtime_error")),
+    ("truncate_reading", "import os\nfor m in (0, 3): os.open(os.__file__, m | os.O_TRUNC)\nprint('done')", {"kind": "stdin", "cases": [{"input": "", "output": "done"}]}, ("sandbox_violation",)),
+    ("create", "import os\nos.open('/dev/shm/left_by_a_program', os.O_CREAT)\nprint('done')", {"kind": "stdin", "cases": [{"input": "", "output": "done"}]}, ("sandbox_violation",)),
+    ("numpy_memory", "class E(MemoryError): pass\ndef f(a): raise E('two\\nlines')", call((1, 1)), ("memory",)),
+]
+
+
+def battery(path):
+    """Rows {id, category, kind, code, tests, entry_point?, setup?, expect, expect_verdicts?}: a count by category and
+    the misses -> exit code 1 if there are any."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.strip()]
+    jobs = [(row["code"], {"cases": row["tests"]} | {k: row.get(k, "") for k in ("kind", "entry_point", "setup")}) for row in rows]
+    with Sandbox() as sandbox:
+        results = sandbox.map(jobs, Limits(wall_s=3, cpu_s=3), progress=True)
+    right, total = Counter(), Counter()
+    for row, result in zip(rows, results, strict=True):
+        word = next((v for v in result.verdicts if v != "pass"), "pass")
+        good = result.passed == (row["expect"] == "pass") and word in row.get("expect_verdicts", [word])
+        total[row["category"]] += 1
+        right[row["category"]] += good
+        if not good:
+            print(f"{row['category']}/{row['id']}: {word}, expected {row['expect']}; {result.detail[:200]}")
+    for category in sorted(total):
+        print(f"{category:24s} {right[category]:4d}/{total[category]}")
+    return int(right != total)
+
+
+if __name__ == "__main__":
+    sys.exit(battery(sys.argv[1]))

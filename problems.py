@@ -341,9 +341,10 @@ def load_problems(spec, limit=None, min_tests=0, log=None, flag="--problems"):
     """`SPEC[,SPEC...]` -> list of Problem. A spec is a file in our own schema or `FORMAT:PATH` with
     a format of `LOADERS`, e.g. `mbpp:mbpp.jsonl`, `toy:train`, `toy:untested`, `toy:test`.
 
-    `limit` keeps the first rows of each spec, `min_tests` leaves out problems with fewer tests
-    that have any. A row that does not fit ends the load in our own schema and is left out
-    elsewhere. `log` is told what was loaded and left out, stderr without it. Raises UserError.
+    `limit` keeps the first rows of each spec, `min_tests` leaves out problems with fewer tests that
+    have any. A row that does not fit ends the load in our own schema and is left out elsewhere.
+    `log` is told what was loaded and left out; without it stderr is told what was left out. Raises
+    UserError.
     """
     problems, ids = [], set()
     for part in spec.split(","):
@@ -379,7 +380,8 @@ def load_problems(spec, limit=None, min_tests=0, log=None, flag="--problems"):
             raise UserError(f"{flag}: no problem left (--limit {limit}): {'; '.join(lines[:2])}")
         if 5 * left_out > count:
             lines.append(f"WARNING: {left_out} of {count} rows do not fit and are left out")
-        (log or partial(print, file=sys.stderr))("\n  ".join(lines))
+        if log or left_out:
+            (log or partial(print, file=sys.stderr))("\n  ".join(lines))
         problems += kept
     return problems
 

@@ -1590,7 +1590,7 @@ MODULES = set(
     "hashlib heapq itertools json math numbers numpy operator pytest random re statistics string "
     "sys textwrap time typing".split()
 )
-CARRIED_MODULES = set("collections decimal fractions pytest".split())
+CARRIED_MODULES = set("collections decimal fractions pytest random".split())
 CARRIED = (int, float, complex, str, bytes, bytearray, list, dict, tuple, set, frozenset, range)
 CARRIED += (deque, Counter, OrderedDict, defaultdict, Exception, types.GeneratorType)
 # What reaches for more than values: streams, files, the interpreter, a state that test and program

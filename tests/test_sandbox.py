@@ -465,6 +465,16 @@ def test_tests_object_of_any_class(sb):
 # --- public formats
 
 
+def test_a_test_may_draw_its_inputs_from_a_generator_of_its_own(sb):
+    check = (
+        "import random\ndef check(candidate):\n    rng = random.Random(42)\n"
+        "    for _ in range(9):\n        n = rng.randint(0, 99)\n        assert candidate(n) == n + 1"
+    )
+    tests = {"kind": "assert", "entry_point": "f", "cases": [{"check": check}]}
+    assert sb.run("def f(n): return n + 1", tests).passed
+    assert sb.run("def f(n): return 43", tests).verdicts == ["wrong_answer"]
+
+
 def test_a_helper_of_the_check_comes_from_the_setup(sb):
     """HumanEval/32 judges a root with `poly`, which its prompt defines; the program's own `poly` must not be asked."""
     check = "def check(candidate):\n    assert abs(poly(candidate(6), 6)) < 1e-6"

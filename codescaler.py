@@ -655,8 +655,8 @@ class RewardModel:
             print(f"{path}: its training is not finished", file=sys.stderr)
         self.tokenizer = Tokenizer(path)
         self.max_length, self.truncated = trained_length(self.tokenizer.path, max_length), 0
-        # On a CPU a small pass stays in its cache.
-        self.token_budget = token_budget or (16384 if model.model.norm.weight.is_cuda else 2048)
+        # On a CPU small passes cost little, and rows of like length need little padding.
+        self.token_budget = token_budget or (16384 if model.model.norm.weight.is_cuda else 512)
 
     def fits(self, prompt):
         """Whether a statement leaves room for a program."""

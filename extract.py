@@ -11,7 +11,7 @@ Each takes a tenth of a second. Four modes:
   last     its evaluation rule: the last match of the same expression, not parsed
   recover  test time: the best program anywhere in the text, repaired where it is broken
 
-Nothing here runs the program; Python's own compiler decides what a program is. Every string gets an
+Nothing here runs the program: Python's own compiler decides what one is. Every string gets an
 answer after a bounded amount of work, the same one on a fast and on a slow machine.
 """
 
@@ -24,14 +24,15 @@ import textwrap
 import threading
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from common import UserError, check_choice, parse_args, run_cli
 
 MODES = ("paper", "last", "strict", "recover")
-REASONS = (
-    "ok", "empty", "no_block", "many_blocks", "unclosed", "not_python", "syntax_error", "vacuous",
-    "no_entry_point", "too_large",
+REASONS = (  # where no block is a program, the first of their reasons in this order is told
+    "ok", "too_large", "syntax_error", "vacuous", "empty", "not_python", "no_entry_point",
+    "no_block", "many_blocks", "unclosed",
 )  # fmt: skip
 MAX_SOURCE = 100_000  # characters of a program: 6 for each token of the longest answers, 16384
 MAX_COMPILED = 300_000  # characters compiled in one call; the slowest 100,000 take under 2 s
@@ -50,9 +51,7 @@ class Args:
 
 
 class Extraction(NamedTuple):
-    """`code` is None unless `reason` is "ok"."""
-
-    code: str | None
+    code: str | None  # None unless `reason` is "ok"
     reason: str
 
 
@@ -63,15 +62,15 @@ def extract_code(text: str, mode: str = "strict", entry_point: str | None = None
     Errors: ValueError for an unknown mode. Reasons:
 
       ok              there is a program: Unicode text of at most MAX_SOURCE characters
+      too_large       longer, or nested deeper, than the compiler is asked to read
+      syntax_error    the block does not compile
+      vacuous         it compiles and does nothing: constants, names, imports, `pass`
       empty           the answer is blank, or its block
+      not_python      the blocks are tagged as something else
+      no_entry_point  it does not define `entry_point`
       no_block        nothing is fenced
       many_blocks     more than one block is a program, or an attempt at one
       unclosed        the answer ends inside the block, or inside a thought
-      not_python      the blocks are tagged as something else
-      syntax_error    the block does not compile
-      vacuous         it compiles and does nothing: constants, names, imports, `pass`
-      no_entry_point  it does not define `entry_point`
-      too_large       longer, or nested deeper, than the compiler is asked to read
 
     >>> extract_code("It adds:\n```python\nx = 1 + 1\n```")
     Extraction(code='x = 1 + 1', reason='ok')
@@ -81,14 +80,18 @@ def extract_code(text: str, mode: str = "strict", entry_point: str | None = None
     if mode not in MODES:
         raise ValueError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
     text = re.sub("[\ud800-\udfff]", CUT, text)
-    if mode == "strict":
-        return extract_strict(text, entry_point, Compiler())
-    if mode == "recover":
-        return extract_recover(text, entry_point, Compiler())
-    return extract_released(text, mode == "last")
+    if mode in ("paper", "last"):
+        return extract_released(text, mode == "last")
+    extract = extract_strict if mode == "strict" else extract_recover
+    return extract(text, entry_point or "", Compiler())
 
 
-def extract_strict(text: str, entry_point: str | None, compiler: "Compiler") -> Extraction:
+# Verdicts that make a block an attempt at a program. Tagged as Python, it is one even when broken:
+# two attempts are not one answer.
+ATTEMPTS = {"python": ("ok", "syntax_error", "too_large"), "": ("ok",), "other": ()}
+
+
+def extract_strict(text: str, entry_point: str, compiler: "Compiler") -> Extraction:
     """Exactly one Python program block. Blocks in other languages don't count, nor do untagged
     blocks that are no program (output, data)."""
     if not text.strip():
@@ -98,26 +101,16 @@ def extract_strict(text: str, entry_point: str | None, compiler: "Compiler") -> 
     if not blocks:
         only_thoughts = thoughts and not answer.replace(CUT, "").strip()
         return Extraction(None, "unclosed" if only_thoughts else "no_block")
-    attempts, reasons = [], set()
-    for block in blocks:
-        reason = block.verdict.reason
-        # A block tagged as Python is an attempt even when broken: two attempts are not one answer.
-        broken = block.tag == "python" and reason in ("syntax_error", "too_large")
-        attempt = reason == "ok" or broken
-        if not block.closed and (attempt or len(blocks) == 1 and block.tag != "other"):
-            attempt, reason = True, "unclosed"
-        reasons.add(reason)
-        if attempt:
-            attempts.append((block, reason))
+    attempts = [block for block in blocks if block.verdict.reason in ATTEMPTS[block.tag]]
     if len(attempts) > 1:
         return Extraction(None, "many_blocks")
     if compiler.left <= 0 or len(blocks) == MAX_BLOCKS:  # the blocks behind were not looked at
         return Extraction(None, "too_large")
-    if not attempts:
-        order = ("too_large", "syntax_error", "vacuous", "empty", "not_python")
-        return Extraction(None, next(reason for reason in order if reason in reasons))
-    block, reason = attempts[0]
-    if reason == "ok" and entry_point and not defines(block.verdict.tree, entry_point):
+    block = min(attempts or blocks, key=lambda block: REASONS.index(block.verdict.reason))
+    reason = block.verdict.reason
+    if not block.closed and block.tag != "other" and (attempts or len(blocks) == 1):
+        reason = "unclosed"
+    elif reason == "ok" and not defines(block.verdict.tree, entry_point):
         reason = "no_entry_point"
     return Extraction(block.body if reason == "ok" else None, reason)
 
@@ -146,8 +139,6 @@ def extract_released(text: str, last: bool) -> Extraction:
 
 
 class Verdict(NamedTuple):
-    """What the compiler says of a text."""
-
     reason: str
     tree: ast.Module | None = None
     line: int = 0  # of the syntax error, from 1; 0 where there is none
@@ -164,10 +155,8 @@ warnings_lock = threading.Lock()  # catch_warnings swaps a global, which two thr
 
 
 def judge(source: str, parse_only: bool = False) -> Verdict:
-    """ok, empty, vacuous, syntax_error or too_large, for any text.
-
-    parse_only is the released rule: it accepts `return 1` at the top level, and mere prose.
-    """
+    """What the compiler says of any text. parse_only is the released rule: it accepts `return 1` at
+    the top level, and mere prose."""
     if not source.strip():
         return Verdict("empty")
     if len(source) > MAX_SOURCE:
@@ -182,32 +171,27 @@ def judge(source: str, parse_only: bool = False) -> Verdict:
             if re.search("finally|with", source) and emitted(tree) > MAX_EMITTED:
                 return Verdict("too_large")
             compile(source, "<answer>", "exec", dont_inherit=True)  # `return` outside a function
-    except SyntaxError as error:
-        return Verdict("syntax_error", line=error.lineno or 0)
     except (RecursionError, MemoryError):  # nested too deeply for the parser or the compiler
         return Verdict("too_large")
-    except Exception:  # NUL, and what another version of Python may raise
-        return Verdict("syntax_error")
+    except Exception as error:  # SyntaxError, and what versions of Python raise for a NUL
+        return Verdict("syntax_error", line=getattr(error, "lineno", None) or 0)
     effect = any(isinstance(node, EFFECTS) for node in ast.walk(tree))
     return Verdict("ok" if effect else "vacuous", tree)
 
 
 def emitted(tree: ast.Module) -> int:
-    """Upper bound of the statements that the compiler emits for `tree`.
-
-    A `finally` suite is copied to every way out of its `try`: twenty nested levels are a million
-    copies, so a page of source could take all memory. `with` adds its exits to each way out.
-    """
+    """Upper bound of the statements that the compiler emits. It copies a `finally` suite to every
+    way out of its `try`: twenty nested levels are a million copies, a page of source could take all
+    memory. `with` adds its exits to each way out."""
     sizes, exits = {}, {}  # of each node so far: statements emitted; return, break and continue
     for node in reversed(list(ast.walk(tree))):  # children before their parents
-        inner = [child for child in ast.iter_child_nodes(node) if child in sizes]
-        if inner or isinstance(node, ast.stmt):
-            exits[node] = sum(exits[child] for child in inner)
-            exits[node] += isinstance(node, ast.Return | ast.Break | ast.Continue)
-            copied = sum(sizes[child] for child in getattr(node, "finalbody", ()))
-            copied += len(getattr(node, "items", ()))
-            sizes[node] = 1 + sum(sizes[child] for child in inner) + copied * (1 + exits[node])
-    return sizes.get(tree, 0)
+        inner = list(ast.iter_child_nodes(node))
+        exits[node] = isinstance(node, ast.Return | ast.Break | ast.Continue)
+        exits[node] += sum(exits[child] for child in inner)
+        copied = sum(sizes[child] for child in getattr(node, "finalbody", ()))
+        copied = (copied + len(getattr(node, "items", ()))) * (1 + exits[node])
+        sizes[node] = isinstance(node, ast.stmt) + sum(sizes[child] for child in inner) + copied
+    return sizes[tree]
 
 
 class Compiler(dict):
@@ -241,14 +225,14 @@ def defines(tree: ast.Module, entry_point: str) -> bool:
     """Whether `tree` binds `f`, or a class `Solution` with `method`, its own or a base class's."""
     owner, _, method = entry_point.rpartition(".")
     if not owner:
-        return method in bound(tree.body)
+        return not method or method in bound(tree.body)
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    pending = [owner] if owner in bound(tree.body) else []
-    while pending:
-        if found := classes.pop(pending.pop(), None):
+    owners = [owner] if owner in bound(tree.body) else []
+    for name in owners:  # grows by the base classes
+        if found := classes.pop(name, None):
             if method in bound(found.body):
                 return True
-            pending += [base.id for base in found.bases if isinstance(base, ast.Name)]
+            owners += [base.id for base in found.bases if isinstance(base, ast.Name)]
     return False
 
 
@@ -257,21 +241,26 @@ def defines(tree: ast.Module, entry_point: str) -> bool:
 
 
 class Block(NamedTuple):
-    """A fenced block. `tag`: "python", "" (no info string) or "other"."""
-
-    tag: str
+    tag: str  # "python", "" (nothing behind the opening fence) or "other"
     info: str  # what stands behind the opening fence
     body: str
     closed: bool  # its closing fence was found
+    after: int  # the line to go on from
     verdict: Verdict
 
 
 # The expressions are unambiguous: none can try a long line in more ways than it has characters.
-FENCE = re.compile(r"((?:[ \t>]|[-*+] |\d{1,3}[.)] )*)(`{3,}|~{3,}(?!~))([^`]*)$")
-GLUED = re.compile(r"[\w+#.{}-]*$")  # what may follow a fence that opens behind prose on its line
+BARE = r"[\w+#.{}-]*+"  # what may follow a fence that opens a block behind prose on its line
+OPENING = re.compile(  # (prefix, fence) as in Markdown, or a fence behind prose; what follows it
+    r"(?:((?:[ \t>]|[-*+] |\d{1,3}[.)] )*)(`{3,}|~{3,}(?!~))|"
+    rf"[^`]*(```)(?=\s*+{BARE}\s*$))([^`]*)$"
+)
 PYTHON = re.compile(r"(?i)\W*(?:lang(?:uage)?-|code[ _-])?(?:i?python|pypy|py)[\d._]*(?![\w+#/-])")
 # What Markdown may write behind the language: words, versions, file names, `{.class}`, `title="a"`.
-ATTRIBUTES = re.compile(r"""(?:[\w\s.:/{},-]|(?<=\s)(?:title|file|filename|linenums)="[^"]*")*$""")
+ATTRIBUTES = re.compile(
+    rf"(?!\W*(?:{'|'.join(keyword.kwlist)})\b)"
+    r"""(?:[\w\s.:/{},-]|(?<=\s)(?:title|file|filename|linenums)="[^"]*")*$"""
+)
 
 
 def fenced_blocks(text: str, compiler: Compiler) -> list[Block]:
@@ -281,20 +270,11 @@ def fenced_blocks(text: str, compiler: Compiler) -> list[Block]:
     marks = [i for i in marks if len(lines[i]) <= MAX_FENCE_LINE]
     blocks, after = [], 0
     for k, i in enumerate(marks):
-        opening = opening_fence(lines[i]) if i >= after else None
+        opening = OPENING.match(lines[i]) if i >= after else None
         if opening and compiler.left > 0 and len(blocks) < MAX_BLOCKS:
-            block, after = read_block(opening, lines, marks[k : k + MAX_BLOCKS], compiler)
-            blocks.append(block)
+            blocks.append(read_block(opening, lines, marks[k : k + MAX_BLOCKS], compiler))
+            after = blocks[-1].after
     return blocks
-
-
-def opening_fence(line: str) -> tuple[str, str, str] | None:
-    """(prefix, fence, info) if the line opens a block: a Markdown fence, or one behind prose."""
-    if mark := FENCE.match(line):
-        return mark[1], mark[2], mark[3].strip()
-    before, fence, info = line.rpartition("```")
-    glued = fence and "`" not in before and GLUED.match(info.strip())
-    return ("", fence, info.strip()) if glued else None
 
 
 def language(info: str) -> tuple[str, str]:
@@ -302,58 +282,52 @@ def language(info: str) -> tuple[str, str]:
     if not (mark := PYTHON.match(info)):
         return "other" if info else "", ""
     rest = info[mark.end() :]
-    words = re.findall(r"\w+", rest) or [""]
-    if ATTRIBUTES.match(rest) and not keyword.iskeyword(words[0]):
+    if ATTRIBUTES.match(rest):
         return "python", ""
     return ("python", rest.strip()) if rest[0].isspace() else ("other", "")
 
 
-def read_block(opening, lines, marks, compiler) -> tuple[Block, int]:
-    """(the block that opens on line `marks[0]`, the line to go on from); `marks`: fence lines.
+def read_block(opening, lines, marks, compiler) -> Block:
+    """The block that opens on line `marks[0]`; `marks`: fence lines.
 
     The first bare fence of the same kind ends it, and so does another opening fence (the block was
-    never closed). Two exceptions, both only where the program they give compiles: a fence inside a
-    triple-quoted string does not end the block, and a fence behind code on its line does.
+    never closed). Where that gives no program, another end counts if it does: the fence may stand
+    inside a triple-quoted string, or one before it behind code on its line.
     """
-    prefix, fence, info = opening
+    prefix, fence, info = opening[1] or "", opening[2] or opening[3], opening[4].strip()
     tag, code = language(info)
-    closing = re.compile(rf"[ \t>]*{fence}{fence[0]}*(?!{fence[0]})([^`]*)$")
-    tails = [(j, mark[1].strip()) for j in marks[1:] if (mark := closing.match(lines[j]))]
-    # (line behind the body, line to go on from, whether it is closed, code before the fence)
-    ends = [(j, j + (not tail), not tail, "") for j, tail in tails if GLUED.match(tail)][:8]
-    ends.append((len(lines), len(lines), False, ""))
-    inside = lines[marks[0] + 1 : ends[0][0]]
-    if not any('"""' in line or "'''" in line for line in inside):
-        ends = ends[:1]
-    inner = [j for j in marks[1:] if fence in lines[j] and j <= ends[0][1]]
-    for j in inner[:4] if tag != "other" else []:
+    ends, behind_code = [], []  # (line behind the body, line to go on from, head, tail)
+    for j in (j for j in marks[1:] if fence in lines[j]):
         head, _, tail = lines[j].partition(fence)
-        if compiler[tail.strip()].reason != "ok":  # else a statement would be lost
-            ends.append((j, j + 1, True, head.strip(" \t>") and head))
+        tail = tail.lstrip(fence[0]).strip()
+        if not head.strip(" \t>") and re.fullmatch(BARE, tail):
+            ends.append((j, j + (not tail), "", ""))
+        elif not ends:
+            behind_code.append((j, j + 1, head if head.strip(" \t>") else "", tail))
+    ends = [*ends[:8], (len(lines), len(lines), "", "")]
+    if not re.search("\"{3}|'{3}", "\n".join(lines[marks[0] + 1 : ends[0][0]])):
+        ends = ends[:1]
     first = None
-    for end, after, closed, head in ends:
-        body = dedented(lines[marks[0] + 1 : end] + [head] * bool(head), prefix)
+    for end, after, head, tail in ends + behind_code[:4]:
+        if tail and compiler[tail].reason == "ok":
+            continue  # a statement would be lost
+        body = dedented("\n".join([*lines[marks[0] + 1 : end], head]), prefix)
         body = f"{code}\n{body}" if code else body
         verdict = compiler[body] if tag != "other" else Verdict("not_python")
-        block = Block(tag, info, body, closed, verdict), after
+        block = Block(tag, info, body, after > end, after, verdict)
         first = first or block
         if verdict.reason != "syntax_error":
-            return block if verdict.tree else first
-    return first
+            break
+    return block if block.verdict.tree else first
 
 
-def dedented(lines: list[str], prefix: str) -> str:
-    """A block's body without the indentation or the `>` of its opening fence, as in Markdown; no
-    line loses more than the first one has."""
-    if ">" in prefix:
-        return "\n".join(re.sub(r"^[ \t]{0,3}> ?", "", line) for line in lines).strip("\n")
-    first = next((line for line in lines if line.strip()), "")
-    width = min(len(prefix), indentation(first))
-    return "\n".join(line[min(width, indentation(line)) :] for line in lines).strip("\n")
-
-
-def indentation(line: str) -> int:
-    return len(line) - len(line.lstrip(" \t"))
+def dedented(body: str, prefix: str) -> str:
+    """`body` without the indentation or the `>` of its opening fence, as in Markdown; no line loses
+    more than the first one has."""
+    first = re.search(r"(?m)^([ \t]*+)(?=.*\S)", body)
+    width = min(len(prefix), len(first[1])) if first else 0
+    margin = r"[ \t]{0,3}> ?" if ">" in prefix else rf"[ \t]{{0,{width}}}"
+    return re.sub(f"(?m)^{margin}", "", body).strip("\n")
 
 
 # A whole fenced block, a thought, or the end of a thought that began in the prompt. In a block, or
@@ -374,15 +348,14 @@ def without_thoughts(text: str) -> tuple[str, str]:
     answer, thoughts, after = [], [], 0
     tags = re.search("(?i)</?(?:think|thought|reasoning)", text)
     for part in THOUGHT.finditer(text) if tags else ():
-        answer.append(text[after : part.start()])
-        after = part.end()
         if part["block"] or part["end"] and thoughts:
-            answer.append(part[0])
-        elif part["end"]:
-            answer, thoughts = [], [text[:after]]
+            continue  # text
+        if part["end"]:
+            answer, thoughts = [], [text[: part.end()]]
         else:
-            answer.append(f"\n{CUT}\n")  # no program goes on behind a thought
+            answer += [text[after : part.start()], f"\n{CUT}\n"]  # no program goes on behind it
             thoughts.append(part[0])
+        after = part.end()
     return "".join(answer) + text[after:], "\n".join(thoughts)
 
 
@@ -390,184 +363,103 @@ def without_thoughts(text: str) -> tuple[str, str]:
 # recover: the best program anywhere
 
 
-class Candidate(NamedTuple):
-    """A text that compiles."""
-
-    code: str
-    tree: ast.Module
-    level: int  # 2 a program, 1 a script that prints, 0 a stub, test or usage example, -1 imports
-    missing: set[str]  # names that it reads and nobody binds
-    binds: set[str]  # names that its top level binds
-    whole: bool  # not cut
-    order: float  # place in the text
-
-
-def extract_recover(text: str, entry_point: str | None, compiler: Compiler) -> Extraction:
-    """What `strict` finds if that is a program; else the best candidate of the answer, of the
-    thoughts."""
+def extract_recover(text: str, entry_point: str, compiler: Compiler) -> Extraction:
+    """What `strict` finds if that lacks no name; else the last program of the answer (or of the
+    thoughts) that does something, behind those that bind what it lacks."""
     code, reason = extract_strict(text, entry_point, compiler)
-    strict = read_candidate(code, compiler, True, 0) if code is not None else None
-    if strict and strict.code == code and strict.level == 2 and not strict.missing:
+    if code is not None and not unbound(compiler[code].tree):
         return Extraction(code, "ok")
-
-    def score(one):
-        entry = bool(entry_point) and defines(one.tree, entry_point)
-        return entry, one.level, not one.missing, one.whole, one.order
-
     for part in without_thoughts(text):
-        found = candidates(part, compiler)
-        found += [both for one in found[-16:] if (both := merged(one, found, compiler))]
-        best = max((one for one in found if one.level >= 0), key=score, default=None)
-        if best and (not entry_point or defines(best.tree, entry_point)):
-            return Extraction(best.code, "ok")
-        reason = "no_entry_point" if best else reason
-    return Extraction(code, "syntax_error" if reason == "many_blocks" else reason)
+        found = list(dict.fromkeys(candidates(part, compiler)[::-1]))  # each once, last one first
+        fitting = [one for one in found if compiler[one].reason == "ok"]
+        fitting = [one for one in fitting if defines(compiler[one].tree, entry_point)]
+        if fitting:
+            best = max(fitting, key=lambda one: bool(SOLVES.search(one)))
+            missing = unbound(compiler[best].tree)
+            for one in found:
+                merged = f"{one}\n\n{best}"
+                if missing & bound(compiler[one].tree.body) and compiler[merged].reason == "ok":
+                    best, missing = merged, unbound(compiler[merged].tree)
+            return Extraction(best, "ok")
+    if reason == "many_blocks":
+        reason = "no_entry_point" if entry_point else "syntax_error"
+    return Extraction(code, reason)
 
 
-def candidates(text: str, compiler: Compiler) -> list[Candidate]:
-    """Every block, repaired or cut; where none of them is a program, the whole text."""
+# A function or class that is no test, or a script that reads input.
+SOLVES = re.compile(r"(?im)^(?:async )?def (?!test\w*\(\))|^class (?!test)|\binput\(|\bstdin\b")
+
+
+def candidates(text: str, compiler: Compiler) -> list[str]:
+    """The programs in every block; where none of them solves anything, those in the whole text."""
     found = []
-
-    def add(segment, may_cut, least):
-        for code, whole in programs(segment, compiler, may_cut):
-            one = read_candidate(code, compiler, whole, len(found))
-            found.extend([one] if one and one.level >= least else [])
-
     for block in fenced_blocks(text, compiler):
-        if block.tag == "other":  # code on the fence line, or a wrong tag
-            add(f"{block.info}\n{block.body}", False, 1)
-            add(block.body, False, 1)
-        else:
-            broken = block.verdict.reason == "syntax_error"
-            add(block.body, broken, 1 if broken and not block.tag else -1)
-    if not any(one.level == 2 for one in found):
-        for span in re.findall(r"```(?:python|py)?([^`\n]+)```", text)[:8]:
-            add(span.strip(), False, 0)
-        add(text, True, 1)
+        if block.tag == "python" or block.verdict.tree:
+            found += programs(block.body, compiler)
+        else:  # code on the fence line, or a wrong tag
+            for body in (f"{block.info}\n{block.body}", block.body):
+                found += filter(SOLVES.search, programs(body, compiler))
+    if not any(map(SOLVES.search, found)):
+        found += filter(SOLVES.search, programs(text, compiler))
     return found
 
 
 # What a line of a program may begin with where no fence says where it begins.
 START = re.compile(
-    r"[ \t]*(?:@\w|[\"']{3}|#|(?:async )?def \w|class \w|import \w|from [\w.]+ import|try:|"
-    r"(?:if|for|while|with)\b.*:|[\w.]+\(.*\)|print\(|[\w.\[\], ]+ ?[-+*/%|&]?= ?\S)"
+    r"[ \t]*(?:[@#]|[\"']{3}|(?:async |def |class |import |from \S+ import\b)|try:|"
+    r"(?:if|for|while|with)\b.*:|[\w.]+\(.*\)|[\w.\[\], ]+ ?[-+*/%|&]?= ?\S)"
 )
 
 
-def programs(text: str, compiler: Compiler, may_cut: bool) -> list[tuple[str, bool]]:
-    """[(code, whether it is whole)]: `text`, repaired until it compiles; else runs of its lines:
-    from each line that may begin a program, the longest that compiles."""
+def programs(text: str, compiler: Compiler) -> list[str]:
+    """`text`, repaired until it compiles; else runs of its lines: from each line that may begin a
+    program, the longest that compiles."""
     for repaired in repairs(text):
-        if compiler[repaired].reason != "syntax_error":
-            return [(repaired, True)]
-    lines, found, i = repaired[-MAX_SOURCE:].split("\n") if may_cut else [], [], 0
+        verdict = compiler[repaired]
+        if verdict.reason != "syntax_error":
+            return [repaired] if verdict.tree else []
+    lines, found, i = text[-MAX_SOURCE:].split("\n"), [], 0
     while i < len(lines) and compiler.left > 0:
-        end, depth = i, indentation(lines[i])
-        if START.match(lines[i][:200]):
-            while end < len(lines) and CUT not in lines[end] and not lines[end][:depth].strip():
-                end += 1
-        while end > i:
-            code = "\n".join(line[depth:] for line in lines[i:end])
-            verdict = compiler[code]
-            if verdict.tree:
-                found.append((code, False))
+        run, depth = [], len(lines[i]) - len(lines[i].lstrip(" \t"))
+        for line in lines[i:] if START.match(lines[i][:200]) else ():
+            if CUT in line or line[:depth].strip():
                 break
-            end = min(end, i + (verdict.line or end)) - 1  # what goes past the error can't compile
-        i = max(i + 1, end)
+            run.append(line[depth:])
+        while run and compiler.left > 0:
+            verdict = compiler["\n".join(run)]
+            if verdict.tree:
+                found.append("\n".join(run))
+                break
+            del run[min(len(run), verdict.line or len(run)) - 1 :]  # the error is not behind this
+        i += len(run) or 1
     return found
 
 
 TYPOGRAPHY = str.maketrans("“”„‘’\u00a0\u202f\u3000–−", '"""\'\'   --', "\u200b\u200c\u200d\ufeff")
-# A string or comment that ends (kept), one that does not, or text without quotes: linear.
-TOKENS = re.compile(
-    r"""(?s)(?P<kept>"{3}.*?(?:"{3}|\Z)|'{3}.*?(?:'{3}|\Z)|"(?:\\[^\n]|[^"\\\n])*"|"""
-    r"""'(?:\\[^\n]|[^'\\\n])*'|#[^\n]*)|"[^\n]*|'[^\n]*|[^"'#]+"""
-)
 
 
 def repairs(text: str):
-    """`text`, then with quotes, spaces and tabs made plain outside strings, without common
-    indentation, prompts of a session, numbers before every line."""
+    """`text`, then with plain quotes, spaces and tabs, without the prompts of a session, without
+    numbers before every line."""
     yield text
-
-    def plain(token):
-        return token[0] if token["kept"] else token[0].translate(TYPOGRAPHY).expandtabs(4)
-
-    yield (text := textwrap.dedent(TOKENS.sub(plain, text)))
+    yield (text := textwrap.dedent(text.translate(TYPOGRAPHY).expandtabs(4)))
     if text.lstrip().startswith(">>>"):
-        yield (text := "\n".join(re.findall(r"(?m)^[ \t]*(?:>>>|\.\.\.) ?(.*)", text)))
-    changed, count = re.subn(r"(?m)^[ \t]*\d+(?:[ \t]*[:|.)])?(?=[ \t]|$)", "", text)
+        yield "\n".join(re.findall(r"(?m)^[ \t]*(?:>>>|\.\.\.) ?(.*)", text))
+    changed, count = re.subn(r"(?m)^[ \t]*\d+[:|.)]?(?=[ \t]|$)", "", text)
     if count == sum(bool(line.strip()) for line in text.split("\n")):
         yield textwrap.dedent(changed)
 
 
-def read_candidate(code: str, compiler: Compiler, whole: bool, order: float) -> Candidate | None:
-    """`code` without the prose at its ends, if anything is left."""
-    verdict = compiler[code]
-    compiler.left -= len(code)  # the walks below take as long as compiling
-    if not verdict.tree or compiler.left <= 0:
-        return None
-    body, reads, stores = verdict.tree.body, set(), {*dir(builtins), "__name__", "__file__"}
-    for node in ast.walk(verdict.tree):
-        if isinstance(node, ast.Name):
-            (reads if isinstance(node.ctx, ast.Load) else stores).add(node.id)
-        elif isinstance(node, ast.alias):
-            stores.add((node.asname or node.name).split(".")[0])
+def unbound(tree: ast.Module) -> set[str]:
+    """Names that a program reads and binds nowhere."""
+    reads, binds = set(), set(dir(builtins))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            reads.add(node.id)
         else:
-            stores |= {getattr(node, key, None) for key in ("name", "arg", "rest")}
-    missing = set() if "*" in stores else reads - stores
-    kept = [i for i, node in enumerate(body) if not is_prose(node, missing)]
-    if not kept:
-        return None
-    if kept[0] > 0 or kept[-1] < len(body) - 1:
-        start = body[kept[0] - 1].end_lineno if kept[0] else 0
-        trimmed = "\n".join(code.split("\n")[start : body[kept[-1]].end_lineno])
-        if trimmed != code:  # `x = 1; Done` is one line
-            return read_candidate(trimmed, compiler, whole, order)
-    if "input" in reads or "stdin" in code or any(map(is_solution, body)):
-        level = 2
-    else:
-        level = 1 if "print" in reads and not missing else -(verdict.reason == "vacuous")
-    return Candidate(code, verdict.tree, level, missing, bound(body), whole, order)
-
-
-def is_prose(node: ast.stmt, missing: set[str]) -> bool:
-    """`Done` and `Note: this` parse, and only name what nothing defines."""
-    idle = isinstance(node, ast.Expr) or isinstance(node, ast.AnnAssign) and not node.value
-    inner = list(ast.walk(node)) if idle else []
-    names = {one.id for one in inner if isinstance(one, ast.Name)}
-    return bool(names & missing) and not any(isinstance(one, EFFECTS) for one in inner)
-
-
-def is_solution(node: ast.stmt) -> bool:
-    """A function or class that is no test, and no stub (the prompt, echoed)."""
-    if not isinstance(node, DEFINITIONS):
-        return False
-    arguments = isinstance(node, ast.FunctionDef) and (node.args.args or node.args.vararg)
-    test = node.name.lower().startswith("test") and not arguments  # `test_prime(n)` is none
-    idle = (*DEFINITIONS, ast.Pass, ast.Raise)
-    work = [
-        one for one in ast.walk(node) if isinstance(one, ast.stmt) and not isinstance(one, idle)
-    ]
-    texts = [
-        one for one in work if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)
-    ]
-    return not test and len(work) > len(texts)
-
-
-def merged(one: Candidate, found: list[Candidate], compiler: Compiler) -> Candidate | None:
-    """A program that lacks names, or a bare `main()`, behind the candidates that define them."""
-    calls = [node for node in ast.walk(one.tree) if isinstance(node, ast.Call)]
-    start = calls and not any(call.args or call.keywords for call in calls)
-    if not one.missing or one.level < 2 and not start:
-        return None
-    need = set().union(*(other.missing for other in found))
-    own = {node.name for node in one.tree.body if isinstance(node, DEFINITIONS)}
-    # one that defines the same functions is another version of this one, not its complement
-    parts = [o for o in found if o.binds & need and not o.binds & own and o is not one]
-    order = max(part.order for part in [*parts, one]) + 0.5
-    code = "\n\n".join(part.code for part in [*parts, one])
-    return read_candidate(code, compiler, one.whole, order) if parts else None
+            names = [getattr(node, key, None) for key in ("id", "name", "asname", "arg", "rest")]
+            binds |= {str(name).partition(".")[0] for name in names}  # `import os.path` binds os
+    return reads - binds
 
 
 # --------------------------------------------------------------------------------------------------
@@ -577,11 +469,7 @@ def main() -> None:
     args = parse_args(Args, positional="file")
     check_choice(args, mode=MODES)
     try:
-        if args.file == "-":
-            raw = sys.stdin.buffer.read()
-        else:
-            with open(args.file, "rb") as file:
-                raw = file.read()
+        raw = sys.stdin.buffer.read() if args.file == "-" else Path(args.file).read_bytes()
     except (OSError, ValueError) as error:
         raise UserError(f"{args.file}: {error}; expected a text file, or - for stdin") from error
     code, reason = extract_code(raw.decode("utf-8", "replace"), args.mode, args.entry_point)

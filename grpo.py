@@ -57,7 +57,7 @@ from common import (
 from extract import MODES
 from pairs import NOT_GRADED, Rollout, execute, rollout
 from problems import Problem, input_files, load_problems, policy_prompt, verified
-from runs import Interrupt, Run
+from runs import Run, interruptible
 from sandbox import Sandbox
 
 COLUMNS = (
@@ -521,7 +521,7 @@ def main():
         log(f"before: {metrics.audit_line(state['before'])}")
 
         started, first = time.time(), state["step"]
-        with Interrupt() as interrupt:
+        with interruptible() as noted:
             while state["step"] < args.steps:
                 step, tick = state["step"] + 1, time.time()
                 lr = args.lr * min(1.0, step / WARMUP)
@@ -546,11 +546,11 @@ def main():
                 run.log(step=step, **row)
                 state |= {"step": step, "after": None}
                 state["cut_steps"] += row["truncated"] > 0.5
-                stop = interrupt.agreed()
+                stop = runs.gather_lists(noted)
                 if step % args.save_every == 0 or step == args.steps or stop:
                     run.save(write_model, model, optimizer, state)
                 if stop:
-                    raise stop
+                    raise stop[0]
         if not state.get("after"):
             state["after"] = held_out(1)
             run.save(write_model, model, optimizer, state)

@@ -1,121 +1,108 @@
 """What both trainers stand on: ranks and FSDP2, the optimizer, the run folder, checkpoints, resume.
 
     rank, world, device = setup()            # plain python, or a rank of torchrun
-    shard(model, model.layers)               # FSDP2, in place; nothing on one CPU
-    optimizer = adamw(model, device, lr=1e-4, weight_decay=0.1)
     run = Run(args, COLUMNS, [("--pairs", "pairs.jsonl")], rank)
     if state := run.load():                  # the same command goes on where it was killed
         run.load_optimizer(model, optimizer)
     run.save(write_model, model, optimizer, {"step": 1})
 
-A model is any nn.Module. Every rank makes the same calls; rank 0 alone writes, but for the
-optimizer, of which each rank writes its rows.
+Every rank makes the same calls.
 """
 
 import atexit
 import contextlib
 import dataclasses
-import datetime
 import json
 import math
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
-# GPU memory in segments that grow: rollouts and updates in turn ask for blocks of other sizes.
-# Torch reads it before its first allocation on a GPU. What the user has set stays.
-os.environ.setdefault(
-    "PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-)
+# GPU memory in segments that grow, since rollouts and updates ask for blocks of other sizes. Torch
+# reads it before its first allocation. What the user has set stays.
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from common import Terminated, UserError, content_hash, write_atomic
+from common import Terminated, UserError, content_hash, write_atomic, write_jsonl
 
 try:
     import fcntl
 except ImportError:  # Windows: run folders are not locked there
     fcntl = None
 
-MEND = "mend it, choose another --out or start over with --no-resume"
-MAKE_ROOM = "the checkpoint before is whole; make room and give the same command again"
+START_OVER = "choose another --out or start over with --no-resume"
+MAKE_ROOM = "make room and give the same command again; the last checkpoint is whole"
 
 # --------------------------------------------------------------------------------------------------
 # ranks: one process a GPU
 
 
-def setup(device=None, timeout_minutes=30):
-    """-> (rank, number of ranks, device). Plain python is rank 0 of 1; under torchrun the ranks
-    find each other here. One GPU gets a process group of one rank, so that it trains in the way of
-    several. A collective that waits longer than the timeout ends the process. Raises UserError."""
-    present = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-    device = device or present[0]
-    if device not in present:
-        raise UserError(f"--device {device}: expected {' or '.join(present)} on this machine")
+def setup(device=None):
+    """-> (rank, number of ranks, device). Plain python is rank 0 of 1; the ranks of torchrun find
+    each other here. Raises UserError for a device that is not there."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    gpu = int(os.environ.get("LOCAL_RANK", 0))  # of this machine
+    count = torch.cuda.device_count()
+    device = device or ("cuda" if count else "cpu")
+    if device not in ("cpu", "cuda") or device == "cuda" and gpu >= count:
+        raise UserError(f"--device {device}: expected cpu, or cuda and a GPU a rank; {count} here")
     if device == "cuda":
-        device, count = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.cuda.device_count()
-        if torch.device(device).index >= count:
-            raise UserError(f"--nproc-per-node over {count}: each rank needs a GPU of its own")
+        device = f"cuda:{gpu}"
         torch.cuda.set_device(device)
     if not dist.is_initialized() and (world > 1 or device != "cpu"):
         # Tensors travel between GPUs by NCCL, Python objects between hosts by gloo.
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+        # One GPU is a group of one rank: FSDP2 computes in bf16 there, too.
         alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
-        timeout = datetime.timedelta(minutes=timeout_minutes)
-        dist.init_process_group(backend, timeout=timeout, **alone)
+        dist.init_process_group(backend, **alone)
         if alone or device == "cpu":  # else NCCL warns and gloo may abort; several GPUs might hang
             atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return rank, world, device
 
 
 def num_ranks():
-    """How many processes take part; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def total(tensor):
-    """Sum over ranks, in place; the tensor itself where there is one rank."""
+    """Sum over ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather_lists(items):
-    """The lists of all ranks, one after the other in the order of the ranks; the same on each."""
-    if num_ranks() == 1:
-        return items
-    lists = [None] * num_ranks()  # all_gather_object pickles, over gloo
-    dist.all_gather_object(lists, items)
+    """The lists of all ranks, one after the other, the same on each; a barrier, too."""
+    lists = [items] * num_ranks()
+    if len(lists) > 1:
+        dist.all_gather_object(lists, items)  # pickled, over gloo
     return [item for part in lists for item in part]
 
 
-def agree(flag):
-    """Whether any rank says so: what stops one must stop all, since none can go on alone."""
-    return any(gather_lists([bool(flag)]))  # a barrier, too
-
-
 @contextlib.contextmanager
-def fail_together():
-    """A UserError on one rank ends all of them, each with exit code 2: the rank that met it says
-    what it is, none waits for it. All ranks wait here for each other."""
+def explain(what, advice, all_ranks=False):
+    """An error with a file in the block becomes a UserError: what failed, why, and what to do.
+    With `all_ranks` the ranks wait for each other at the end, and an error of one ends all."""
     error = None
     try:
         yield
-    except UserError as found:
+    except UserError as found:  # from a block inside: it says what it is
         error = found
-    if agree(error):  # a rank that left alone would let the others wait for the timeout
-        raise error or SystemExit(2)
+    except (OSError, ValueError, LookupError, AttributeError, SafetensorError) as found:
+        error = UserError(f"{what} ({found}): {advice}")
+    if any(gather_lists([bool(error)])) if all_ranks else error:
+        raise error or SystemExit(2)  # the rank that met the error is the one that prints it
 
 
 # --------------------------------------------------------------------------------------------------
@@ -127,17 +114,13 @@ def compute_dtype(device):
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
-def shard(model, units, fp32_units=(), device=None):
-    """FSDP2 over all ranks, in place -> the model. Nothing without a process group (one CPU).
-
-    Each module of `units` is gathered while it computes and dropped again; what is in none goes
-    with the whole model. Shards stay in the model's dtype (fp32 in training) and compute in
-    compute_dtype(), `fp32_units` as they are. `device`: where a model on meta will be. After
-    backward() gradients are means over the ranks: a loss that is a sum over them is multiplied by
-    their number. Every rank must run as many forward and backward passes.
-    """
+def shard(model, units, fp32_units, device):
+    """FSDP2 over all ranks, in place; nothing without a process group (one CPU). A module of
+    `units` is gathered while it computes, in compute_dtype(), one of `fp32_units` in fp32.
+    `device` is where a model on meta will be. Gradients are means over the ranks. Every rank must
+    run as many forward and backward passes."""
     if dist.is_initialized():
-        kind = torch.device(device or next(model.parameters()).device).type
+        kind = torch.device(device).type
         mesh = init_device_mesh(kind, (num_ranks(),))
         # fp32 master weights and sums of gradients, bf16 products on CUDA
         mixed = MixedPrecisionPolicy(param_dtype=compute_dtype(kind), reduce_dtype=torch.float32)
@@ -145,21 +128,18 @@ def shard(model, units, fp32_units=(), device=None):
             fully_shard(unit, mesh=mesh)
         for unit in [*units, model]:  # the root last: it takes what is left
             fully_shard(unit, mesh=mesh, mp_policy=mixed)
-    return model
 
 
 def local(p):
-    """What this rank holds of a parameter, or of a tensor like it: its rows, or all of it."""
+    """What this rank holds of a tensor: its rows, or all of it."""
     return p.to_local() if isinstance(p, DTensor) else p
 
 
 def rows_of(p):
-    """The slice of a parameter's first dimension that this rank holds: equal runs, rounded up, so
-    that the last ranks may hold fewer or none."""
-    if not isinstance(p, DTensor):  # not sharded
-        return slice(0, p.shape[0])
-    run = math.ceil(p.shape[0] / p.device_mesh.size())  # 5 rows on 2 ranks: 3 and 2
-    start = min(p.device_mesh.get_local_rank() * run, p.shape[0])
+    """The slice of a tensor's first dimension that this rank holds; the last may hold none."""
+    rank = p.device_mesh.get_local_rank() if isinstance(p, DTensor) else 0
+    ranks = p.device_mesh.size() if isinstance(p, DTensor) else 1
+    start = min(rank * math.ceil(p.shape[0] / ranks), p.shape[0])  # 5 rows on 2 ranks: 3 and 2
     return slice(start, start + local(p).shape[0])
 
 
@@ -196,226 +176,164 @@ def clip_gradients(model, max_norm):
 # run folders: what the trainers leave behind, and how the same command goes on after a kill
 
 
-class Interrupt:
-    """In `with Interrupt() as interrupt:` Ctrl-C and SIGTERM are only noted, so that a trainer can
-    finish the step in flight, ask agreed(), save and raise it. One more than `patience` of them
-    takes effect at once; what nobody has raised takes effect at the end of the block."""
-
-    def __init__(self, patience=1):
-        self.noted, self.patience = [], patience
-
-    def __enter__(self):
-        numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
-        self.before = {n: signal.signal(n, self._note) for n in numbers}  # ignored ones stay so
-        return self
-
-    def _note(self, number, frame):
-        self.noted.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
-        if len(self.noted) > self.patience:
-            raise self.noted[-1]
-        if self.patience == 1:  # not print(), which may be what the signal interrupts
-            os.write(2, b"stopping after this step; once more to stop now\n")
-
-    def agreed(self):
-        """-> the exception to raise if any rank is asked to stop, else None. All ranks call it."""
-        return next(iter(gather_lists(self.noted)), None)  # the first one, the same on all
-
-    def __exit__(self, error, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        # A signal of the last step, or of a save: whoever waits outside the block gets it now.
-        for kind in self.noted if error is None else ():
-            signal.raise_signal(signal.SIGTERM if kind is Terminated else signal.SIGINT)
-
-
 @contextlib.contextmanager
-def plainly(what, advice):
-    """What is wrong with a file that is read or written in the block, as a UserError."""
+def interruptible():
+    """In `with interruptible() as noted:` Ctrl-C and SIGTERM append the exception to raise to
+    `noted`, so that a trainer can finish the step in flight and save. A second one acts at once."""
+    noted = []
+
+    def note(number, frame):
+        noted.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        if len(noted) > 1:
+            raise noted[-1]
+        # print() may be what the signal interrupts.
+        os.write(2, b"stopping after this step; once more to stop now\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
-    except UserError:  # a ValueError, too, but it says what it is
-        raise
-    except (OSError, ValueError, LookupError, AttributeError, SafetensorError) as error:
-        raise UserError(f"{what} ({error}): {advice}") from None
-
-
-def remove(path):
-    """Deletes a file, or a folder with all that it holds; nothing where there is none."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def lines(path):
-    """The lines of a text file but a last one that a kill cut short."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-
-
-def git_commit():
-    """The commit of the code that runs, or "unknown" outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError):  # no git here
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-    return "unknown"
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if noted:  # too late for the last step
+        raise noted[0]
 
 
 class Run:
-    """A run folder: args.json, metrics.csv (a row a step), samples.jsonl and checkpoint/.
-
-    Opening it locks it (one run a folder), compares the arguments and the contents of `inputs`, a
-    list of (flag, path), with those it was started with, and drops what was logged after the last
-    complete step. All ranks open it. Raises UserError, which names the flag that differs.
-    """
+    """A run folder: args.json, metrics.csv (a row a step), samples.jsonl and checkpoint/. All ranks
+    open it. Raises UserError if another run is in it, or if an argument or the content of one of
+    `inputs`, a list of (flag, path), is not what it was started with."""
 
     # What runs write. args.json goes last: until then the folder says what it holds.
-    files = ("metrics.csv", "samples.jsonl", "pairs.jsonl", "funnel.json", "result.json",
-             "checkpoint", "checkpoint.new", "args.json")  # fmt: skip
+    files = "metrics.csv samples.jsonl pairs.jsonl result.json checkpoint checkpoint.new args.json"
     may_differ = ("steps", "resume", "device", "out", "collect_only")  # they change no result
 
     def __init__(self, args, columns, inputs=(), rank=0):
         self.dir, self.rank, self.columns = Path(args.out), rank, columns
         self.checkpoint, self.new = self.dir / "checkpoint", self.dir / "checkpoint.new"
-        with fail_together(), plainly(f"cannot open --out {self.dir}", "choose another"):
+        self.metrics, self.answers = self.dir / "metrics.csv", self.dir / "samples.jsonl"
+        with explain(f"cannot open --out {self.dir}", START_OVER, all_ranks=True):
             if rank == 0:
                 self._open(dataclasses.asdict(args), inputs)
 
     def _open(self, args, inputs):
         self.dir.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.dir / ".lock", "w")  # held as long as this object lives
-        try:
-            if fcntl:
+        if fcntl:
+            with explain(f"cannot lock --out {self.dir}, is another run in it?", "choose another"):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--out {self.dir} is in use by another run: choose another") from None
         if not args["resume"]:
             self._start_over(args, inputs)
         self._finish_save()  # what a kill has left undone
         self._write_args(args, inputs)
-        self._drop_after(state["step"] if (state := self.load()) else 0)
-
-    def _start_over(self, args, inputs):
-        """Removes what runs write and nothing else that the folder holds; an input is refused."""
-        doomed = {(self.dir / name).resolve() for name in self.files}
-        for flag, value in [*self._flags(args).items(), *inputs]:
-            for path in filter(None, value if isinstance(value, list) else [value]):
-                place = Path(str(path)).resolve()  # of a number, a place where nothing is
-                if place == self.dir.resolve() or doomed & {place, *place.parents}:
-                    raise UserError(f"--no-resume would delete {flag} {path}: choose another --out")
-        for name in self.files:
-            remove(self.dir / name)
+        # Drop from the logs what was not saved, or cut short. Collected samples have no step.
+        step = (self.load() or {"step": 0})["step"]
+        rows = [row for row in self._lines(self.metrics)[1:] if int(row.split(",")[0]) <= step]
+        write_atomic(self.metrics, "\n".join([",".join(self.columns), *rows, ""]))
+        if self.answers.exists():
+            rows = [row for row in self.samples() if row.get("step", 0) <= step]
+            write_jsonl(self.answers, rows)
 
     def _flags(self, args):
         """{flag: value} of the arguments that must stay as they are."""
         kept = {name: value for name, value in args.items() if name not in self.may_differ}
         return {f"--{name.replace('_', '-')}": value for name, value in kept.items()}
 
-    def _write_args(self, args, inputs):
-        hashes = {f"content of {flag} {path}": content_hash(path) for flag, path in inputs}
-        path, new = self.dir / "args.json", self._flags(args) | hashes
-        begun = [self.dir / name for name in ("checkpoint", "samples.jsonl", "pairs.jsonl")]
-        if path.exists() and any(map(Path.exists, begun)):  # a start that failed binds nobody
-            with plainly(f"{path} is damaged", MEND):
-                saved = json.loads(path.read_text())
-                old = self._flags(saved["args"]) | saved["inputs"]
-            for name in new:  # a flag that the run did not have yet binds nothing
-                if name in old and old[name] != new[name]:
-                    raise UserError(
-                        f"{self.dir} was started with {name} {old[name]}, now it is {new[name]}: "
-                        "give what it was, or another --out, or start over with --no-resume"
-                    )
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        versions |= {"commit": git_commit(), "command": sys.argv}
-        text = json.dumps({"args": args, "inputs": hashes, **versions}, indent=1)
-        write_atomic(path, text + "\n")
+    def _start_over(self, args, inputs):
+        """Removes what runs write and nothing else; refuses if an input lies in the folder."""
+        for flag, value in [*self._flags(args).items(), *inputs]:
+            for path in map(str, value if isinstance(value, list) else [value]):
+                inside = Path(path).resolve().is_relative_to(self.dir.resolve())
+                if inside and os.path.exists(path):  # else a number, a word
+                    raise UserError(f"--no-resume would delete {flag} {path}: choose another --out")
+        for path in map(self.dir.joinpath, self.files.split()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def _drop_after(self, step):
-        """Drops from the logs what was not saved; a row of samples.jsonl without a step stays."""
-        metrics, samples = self.dir / "metrics.csv", self.dir / "samples.jsonl"
-        with plainly(f"{metrics} is damaged", MEND):
-            rows = [row for row in lines(metrics)[1:] if int(row.split(",")[0]) <= step]
-        write_atomic(metrics, "\n".join([",".join(self.columns), *rows, ""]))
-        with plainly(f"{samples} is damaged", MEND):
-            rows = [row for row in lines(samples) if json.loads(row).get("step", 0) <= step]
-        if samples.exists():
-            write_atomic(samples, "".join(row + "\n" for row in rows))
+    def _write_args(self, args, inputs):
+        """Writes args.json, if it agrees with that of a run that has begun."""
+        path = self.dir / "args.json"
+        hashes = {f"content of {flag} {file}": content_hash(file) for flag, file in inputs}
+        if path.exists() and (self.checkpoint.exists() or self.answers.exists()):
+            saved = json.loads(path.read_text())
+            old = self._flags(saved["args"]) | saved["inputs"]
+            for name, value in (self._flags(args) | hashes).items():
+                if old.get(name, value) != value:  # a flag that the run did not have binds nothing
+                    text = f"{self.dir} was started with {name} {old[name]}, now it is {value}"
+                    raise UserError(f"{text}: give what it was, {START_OVER}")
+        about = {"args": args, "inputs": hashes, "torch": torch.__version__}
+        write_atomic(path, json.dumps(about | {"python": sys.version}, indent=1) + "\n")
 
     def log(self, **row):
-        """Appends a row to metrics.csv."""
-        assert row.keys() <= set(self.columns), set(row) - set(self.columns)
-        # A column that this step does not have (no evaluation, no audit) is an empty cell.
-        cells = (row.get(column, "") for column in self.columns)
-        texts = (f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in cells)
-        self._append("metrics.csv", ",".join(texts) + "\n")
+        """Appends a row to metrics.csv; a column that this step does not have is an empty cell."""
+        assert row.keys() <= set(self.columns), row.keys()
+        cells = [str(row.get(column, "")) for column in self.columns]
+        self._append(self.metrics, ",".join(cells) + "\n")
 
     def append(self, rows):
         """Appends dicts to samples.jsonl."""
-        # json.dumps writes ASCII: a line ends where its row ends, whatever a program contains
-        self._append("samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        # ASCII: a line ends where its row ends, whatever a program contains.
+        self._append(self.answers, "".join(json.dumps(row) + "\n" for row in rows))
 
-    def _append(self, name, text):
+    def _append(self, path, text):
         if self.rank == 0:
-            with plainly(f"cannot write {self.dir / name}", MAKE_ROOM):
-                with open(self.dir / name, "a", encoding="utf-8") as file:
-                    file.write(text)
+            with explain(f"cannot write {path}", MAKE_ROOM), open(path, "a") as file:
+                file.write(text)
+
+    def _lines(self, path):
+        """The lines of a log but a last one that a kill cut short."""
+        return path.read_text().split("\n")[:-1] if path.exists() else []
 
     def samples(self):
-        """The rows of samples.jsonl; for rank 0, which goes on writing it."""
-        return [json.loads(line) for line in lines(self.dir / "samples.jsonl")]
+        """The rows of samples.jsonl; for rank 0, which writes it."""
+        return [json.loads(line) for line in self._lines(self.answers)]
 
     def save(self, write_model, model, optimizer, state):
-        """Writes checkpoint/ whole or not at all; signals wait for its end. All ranks call it.
-
-        `write_model(folder)` writes config, weights and tokenizer; all ranks call it. `state` is a
-        dict with "step" and what else JSON holds: keys are text, a tuple comes back as a list.
-        """
-        text, failed = json.dumps(state), (f"cannot write {self.new}", MAKE_ROOM)
-        # AdamW's step counts and moments by parameter name; of a tensor the rows of this rank.
+        """Writes checkpoint/ whole or not at all. All ranks call it. `write_model(folder)` gathers
+        the weights on all ranks before rank 0 writes them; `state` is a dict with "step" and what
+        else JSON holds. Raises UserError."""
+        text = json.dumps(state)  # or TypeError, before anything is written
         moments = {
-            f"{name}.{key}": local(value).contiguous()
+            f"{name}.{key}": local(value).contiguous()  # of a tensor the rows of this rank
             for name, p in model.named_parameters()
             for key, value in optimizer.state.get(p, {}).items()
         }
-        with Interrupt(patience=math.inf):
-            with fail_together(), plainly(*failed):
-                (self.new / "optimizer").mkdir(parents=True, exist_ok=True)
-                save_file(moments, self.new / "optimizer" / f"rank{self.rank:05d}.safetensors")
-            # Not together: the others may wait in a gather, out of which only torchrun takes them.
-            with plainly(*failed):
-                write_model(self.new)
-            with fail_together(), plainly(*failed):
-                if self.rank == 0:
-                    # state.json says that all is there, so the rest is on the disk before it.
-                    for file in filter(Path.is_file, self.new.rglob("*")):
-                        with open(file, "rb+") as opened:
-                            os.fsync(opened.fileno())
-                    write_atomic(self.new / "state.json", text)
-                    self._finish_save()
+        with explain(f"cannot write {self.new}", MAKE_ROOM, all_ranks=True):
+            write_model(self.new)
+            (self.new / "optimizer").mkdir(parents=True, exist_ok=True)
+            save_file(moments, self.new / "optimizer" / f"rank{self.rank:05d}.safetensors")
+        with explain(f"cannot write {self.new}", MAKE_ROOM, all_ranks=True):
+            if self.rank == 0:
+                # state.json says that all is there, so the rest is on the disk before it.
+                for path in filter(Path.is_file, self.new.rglob("*")):
+                    with open(path, "rb+") as file:
+                        os.fsync(file.fileno())
+                write_atomic(self.new / "state.json", text)
+                self._finish_save()
 
     def _finish_save(self):
-        """checkpoint.new becomes checkpoint if it is complete, which is when it has a state.json.
-        What a kill leaves undone here is done when the run is opened again."""
+        """checkpoint.new becomes checkpoint if it is complete. Opening the run calls it, too."""
         if (self.new / "state.json").exists():
-            remove(self.checkpoint)  # killed here, the new one is whole
+            shutil.rmtree(self.checkpoint, ignore_errors=True)  # there may be none yet
             os.rename(self.new, self.checkpoint)
-        remove(self.new)  # of a save that was killed or failed
+        shutil.rmtree(self.new, ignore_errors=True)  # of a save that was killed or failed
 
     def load(self):
-        """-> `state` of the last complete step, or None. Raises UserError."""
-        if not self.checkpoint.exists():
-            return None
-        with plainly(f"{self.checkpoint} is not whole, or none of a run", MEND):
-            return json.loads((self.checkpoint / "state.json").read_text())
+        """-> `state` of the last complete step, or None."""
+        path = self.checkpoint / "state.json"
+        return json.loads(path.read_text()) if self.checkpoint.exists() else None
 
     def load_optimizer(self, model, optimizer):
-        """Gives AdamW the step counts and moments of the checkpoint, which any number of ranks
-        wrote on any device. Learning rate, decay and kernel stay those of this command."""
-        folder, fused = self.checkpoint / "optimizer", optimizer.defaults["fused"]
-        with plainly(f"{folder} is damaged", MEND), contextlib.ExitStack() as stack:
-            files = [stack.enter_context(safe_open(f, "pt")) for f in sorted(folder.iterdir())]
-            for name, p in model.named_parameters():
-                # The step count is on the GPU for the fused kernel, on the host for the others.
-                step = files[0].get_tensor(f"{name}.step")
-                optimizer.state[p] = {"step": step.to(p.device) if fused else step}
-                for key in ("exp_avg", "exp_avg_sq"):
-                    # A tensor's rows are dealt to the files in the order of their ranks.
-                    full = torch.cat([file.get_tensor(f"{name}.{key}") for file in files])
-                    optimizer.state[p][key] = torch.zeros_like(p)  # sharded like p
-                    local(optimizer.state[p][key]).copy_(full[rows_of(p)])
+        """Step counts and moments of the checkpoint, which any number of ranks wrote on any
+        device; learning rate, decay and kernel stay those of this command. Raises UserError."""
+        folder = self.checkpoint / "optimizer"
+        with explain(f"{folder} is damaged", START_OVER):
+            files = [safe_open(file, "pt") for file in sorted(folder.iterdir())]
+            if not files[0].keys():
+                return  # saved before the first update
+            # The optimizer's own tensors: zeros, on the devices and in the shards of this command.
+            for name, values in get_optimizer_state_dict(model, optimizer)["state"].items():
+                for key, value in values.items():
+                    parts = [file.get_tensor(f"{name}.{key}") for file in files]
+                    # Rows were dealt to the files in the order of their ranks; a count is in each.
+                    full = torch.cat(parts)[rows_of(value)] if value.ndim else parts[0]
+                    local(value).copy_(full)

@@ -70,7 +70,7 @@ from pairs import (
     split_pairs,
 )
 from problems import input_files, load_problems, verified
-from runs import Interrupt, Run
+from runs import Run, interruptible
 from sandbox import Sandbox
 
 COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,tokens,seconds"
@@ -301,7 +301,7 @@ def get_pairs(args, run, device, log, rank, world):
     """The pairs of --pairs, of an earlier start of this run, or collected now."""
     if args.pairs:
         return load_pairs(args.pairs, args.limit, log)
-    if runs.agree((run.dir / "pairs.jsonl").exists()):
+    if any(runs.gather_lists([(run.dir / "pairs.jsonl").exists()])):
         return load_pairs(str(run.dir / "pairs.jsonl"))
     return collect_pairs(args, run, device, log, rank, world)
 
@@ -435,7 +435,7 @@ def main():
         before = evaluate(gathered(model), test, args.token_budget, rank, world)
         state = {"step": 0, "skipped": 0, "before": before}
     started, first = time.time(), state["step"]
-    with Interrupt() as interrupt:
+    with interruptible() as noted:
         while state["step"] < steps:
             step, tick = state["step"] + 1, time.time()
             batch = [train[i] for i in batch_of(step - 1, problems, args.batch, args.seed)]
@@ -447,12 +447,12 @@ def main():
             log_step(run, log, step, steps, loss, accuracy, margin, grad_norm, lr, batch, tick,
                      (time.time() - started) / (step - first) * (steps - step))  # fmt: skip
             state |= {"step": step, "skipped": state["skipped"] + skipped}
-            stop = interrupt.agreed()
+            stop = runs.gather_lists(noted)
             if step % args.save_every == 0 or step == steps or stop:
                 write_model = partial(save_model, model, tokenizer, max_length=args.max_length)
                 run.save(write_model, model, optimizer, state)
             if stop:
-                raise stop
+                raise stop[0]
     after = evaluate(gathered(model), test, args.token_budget, rank, world)
     del model, optimizer  # room for the reward models that are read back
     if rank == 0:

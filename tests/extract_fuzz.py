@@ -64,16 +64,11 @@ def fuzz(count: int, seed: int = 0) -> dict:
             code, reason = extract_code(text, mode, entry_point)
             slowest = max(slowest, time.process_time() - start)
             tally[f"{mode} {reason}"] = tally.get(f"{mode} {reason}", 0) + 1
-            assert reason in REASONS and (code is not None) == (reason == "ok"), (
-                text,
-                mode,
-                code,
-                reason,
-            )
+            assert reason in REASONS and (code is not None) == (reason == "ok"), (text, mode)
             if code is not None and mode in ("strict", "recover"):
                 verdict = judge(code)
                 assert verdict.reason == "ok", (text, mode, code)
-                assert not entry_point or defines(verdict.tree, entry_point), (text, mode, code)
+                assert defines(verdict.tree, entry_point or ""), (text, mode, code)
     return {"slowest_s": round(slowest, 3), **dict(sorted(tally.items()))}
 
 
@@ -88,6 +83,7 @@ def garblings(code: str, rng: random.Random) -> dict[str, tuple[str, str]]:
         kept.pop()
     usage = "```python\nprint(solution_result)\n```"
     doctest = "\n".join(("... " if line[:1].isspace() else ">>> ") + line for line in lines)
+    numbered = "\n".join(f"{n:3d}  {line}" for n, line in enumerate(lines, 1))
     return {
         "fenced": (f"Here is the solution:\n\n{fenced}\n\nIt works.", code),
         "fence with odd tag": (f"Here it is:\n\n``` Python 3.11 \n{code}\n```\n", code),
@@ -97,20 +93,11 @@ def garblings(code: str, rng: random.Random) -> dict[str, tuple[str, str]]:
         "split in two blocks": (f"```python\n{lines[0]}\n```\nthen\n{fenced}", code),
         "unclosed": (f"Here:\n```python\n{code}", code),
         "no fence": (f"The function below does this.\n\n{code}\n\nIt runs in linear time.", code),
-        "indented, no fence": (
-            f"The function:\n\n{textwrap.indent(code, '    ')}\n\nIt runs in linear time.",
-            code,
-        ),
-        "line numbers": (
-            "```\n" + "\n".join(f"{n:3d}  {line}" for n, line in enumerate(lines, 1)) + "\n```",
-            code,
-        ),
+        "indented, no fence": (f"So:\n\n{textwrap.indent(code, '    ')}\n\nIt runs.", code),
+        "line numbers": (f"```\n{numbered}\n```", code),
         "doctest": (f"```python\n{doctest}\n```", code),
         "smart quotes": (fenced.replace('"', "\u201d").replace("'", "\u2019"), code),
-        "prose in the fence": (
-            f"```python\n{code}\n\nThis function returns the result.\n```",
-            code,
-        ),
+        "prose in the fence": (f"```python\n{code}\n\nIt returns the result.\n```", code),
         "magics": (f"```python\n%matplotlib inline\n!pip install numpy\n{code}\n```", code),
         "truncated": (f"Here:\n```python\n{cut}", "\n".join(kept)),
     }
@@ -128,10 +115,8 @@ def measure(path: str) -> None:
     hits, wrong, counts, seconds = {}, dict.fromkeys(MODES, 0), {}, dict.fromkeys(MODES, 0.0)
     for number, row in enumerate(rows):
         if "code" in row:
-            cases = garblings(
-                row["code"].replace("\r\n", "\n").replace("\r", "\n").strip("\n"),
-                random.Random(number),
-            )
+            code = row["code"].replace("\r\n", "\n").replace("\r", "\n").strip("\n")
+            cases = garblings(code, random.Random(number))
         else:
             cases = {row.get("shape", "response"): (row["response"], None)}
         for kind, (text, truth) in cases.items():
@@ -144,10 +129,8 @@ def measure(path: str) -> None:
                 code = extract_code(text, mode).code
                 seconds[mode] += time.perf_counter() - start
                 back = judge(code).tree if code is not None else None
-                same = back is not None and (
-                    known is None or ast.dump(back) == ast.dump(known.tree)
-                )
-                hits[kind, mode] = hits.get((kind, mode), 0) + same
+                same = back and (not known or ast.dump(back) == ast.dump(known.tree))
+                hits[kind, mode] = hits.get((kind, mode), 0) + bool(same)
                 wrong[mode] += code is not None and not same
     calls = sum(counts.values())
     if not calls:
@@ -155,13 +138,10 @@ def measure(path: str) -> None:
     print(f"{'response':28}{'n':>6}" + "".join(f"{mode:>10}" for mode in MODES))
     for kind, n in counts.items():
         print(f"{kind:28}{n:6}" + "".join(f"{hits[kind, mode] / n:10.3f}" for mode in MODES))
-    print(
-        f"{'another text or no program':34}"
-        + "".join(f"{wrong[mode] / calls:10.3f}" for mode in MODES)
-    )
-    print(
-        f"{'responses per second':34}" + "".join(f"{calls / seconds[mode]:10.0f}" for mode in MODES)
-    )
+    shares = "".join(f"{wrong[mode] / calls:10.3f}" for mode in MODES)
+    print(f"{'another text or no program':34}{shares}")
+    speeds = "".join(f"{calls / seconds[mode]:10.0f}" for mode in MODES)
+    print(f"{'responses per second':34}{speeds}")
 
 
 def main() -> None:

@@ -1,5 +1,4 @@
-# ruff: noqa: E501  (rows of a table)
-"""extract.py: one row a behaviour, then properties that hold for every string. Nothing is downloaded.
+"""extract.py: one row a behaviour, then properties that hold for every string.
 
 pytest tests/test_extract.py                # about 30 s
 pytest tests/test_extract.py -m slow        # 2,000 hostile texts through every mode
@@ -35,9 +34,8 @@ STUB = 'def f(x):\n    """Adds one."""'
 DOCTEST = 'def f(x):\n    """Adds one.\n\n    >>> f(1)\n    2\n    """\n    return x + 1'
 CUT = "def f(x):\n    y = x\n    return y\n\ndef g(x):\n    z = (x +"
 
-# (name, response, mode, expected): expected is the program (has a newline, a space or a bracket) or the reason.
-TABLE = [
-    # the released rules, to the letter
+# Rows: name, response, expected: the program, or the reason why there is none.
+RELEASED = [  # the released rules, to the letter: name, response, mode, expected
     ("paper one block", f"Sure\n{fence(F)}\nok", "paper", F),
     ("paper any word as tag", fence(F, "java"), "paper", F),
     ("paper trailing space after tag", fence(F, "python "), "paper", "no_block"),
@@ -54,156 +52,155 @@ TABLE = [
     ("last takes the last", fence(F) + "\n" + fence(USE), "last", USE),
     ("last does not parse", fence("print 1"), "last", "print 1"),
     ("last none", "no code", "last", "no_block"),
-    # strict: fences
-    *[(f"strict tag {tag!r}", fence(F, tag), "strict", F) for tag in
-      ("python", "py", "python3", "Python 3.11", "{.python}", "", "PYTHON", " python ", "python:main.py", 'py title="a"',
-       "python3.11", "language-python", "{.python .numberLines}")],
-    *[(f"strict other tag {tag!r}", fence(F, tag), "strict", "not_python") for tag in
-      ("c++", "java", "bash", "pytb", "pyx", "text", "c++ python")],
-    ("strict tilde", fence(F, mark="~~~"), "strict", F),
-    ("strict long fence", fence(F, mark="`````"), "strict", F),
-    ("strict fence further in than its program", "1. so:\n    ```python\ndef f(x):\n    return x + 1\n    ```", "strict", F),
-    ("strict text keeps its blanks", '  ```python\nA = """a\n  b"""\n  ```', "strict", 'A = """a\n  b"""'),
-    ("strict indented fence", "1. so:\n\n   ```python\n   def f(x):\n       return x + 1\n   ```", "strict", F),
-    ("strict quoted fence", "> ```python\n> def f(x):\n>     return x + 1\n> ```", "strict", F),
-    ("strict CRLF", fence(F).replace("\n", "\r\n") + "\r\n", "strict", F),
-    ("strict trailing spaces", f"```python  \n{F}\n```   ", "strict", F),
-    ("strict fence behind prose", f"Answer: ```python\n{F}\n```", "strict", F),
-    ("strict closing fence on the last line", f"```python\n{F}```\nprose", "strict", F),
-    ("strict prose behind the closing fence", f"```python\n{F}\n``` That is all.", "strict", F),
-    ("strict fence in a docstring", fence(DOC_INDENTED) + "\nok", "strict", DOC_INDENTED),
-    ("strict long fence around a short one", fence(DOC_INDENTED, mark="````"), "strict", DOC_INDENTED),
-    ("strict unclosed", "```python\n" + F, "strict", "unclosed"),
-    ("strict stray fence after the block", fence(F) + "\n```\n", "strict", F),
-    ("strict fence in a list item", "1. ```python\n   def f(x):\n       return x + 1\n   ```", "strict", F),
-    ("strict end token behind the fence", f"```python\n{F}\n```<|im_end|>", "strict", F),
-    ("strict backticks in a comment", fence("x = 1\n# ends ```\n" + F), "strict", "x = 1\n# ends ```\n" + F),
-    ("strict quoted fence with an empty line", "> ```python\n> x = 1\n>\n> y = x\n> ```", "strict", "x = 1\n\ny = x"),
-    ("strict shorter fence does not close", f"`````python\n{F}\n```", "strict", "unclosed"),
-    ("strict block of another language before it", f"```c\nint x;\n```\n{fence(F)}", "strict", F),
-    # strict: which blocks count
-    ("strict empty", " \n", "strict", "empty"),
-    ("strict no fence", F, "strict", "no_block"),
-    ("strict two programs", fence(F) + fence("\n" + USE), "strict", "many_blocks"),
-    ("strict two attempts, one broken", fence(F) + "\n" + fence("def g(:"), "strict", "many_blocks"),
-    ("strict other languages do not count", fence(F) + "\n" + fence("f 1", "bash"), "strict", F),
-    ("strict output does not count", fence(F) + "\n" + fence("3\n4", ""), "strict", F),
-    ("strict thoughts do not count", f"<think>\n{fence(USE)}\n</think>\n{fence(F)}", "strict", F),
-    ("strict thoughts opened by the prompt", f"hm\n{fence(USE)}\n</think>\n{fence(F)}", "strict", F),
-    ("strict thought never closed", f"<think>\n{fence(F)}", "strict", "unclosed"),
-    ("strict tags in the program", fence("a = '<think>'\nb = '</think>'\n" + F), "strict",
-     "a = '<think>'\nb = '</think>'\n" + F),
-    ("strict CRLF and tags in a comment", fence("x = 1\n# <think>\ny = 2").replace("\n", "\r\n"), "strict",
-     "x = 1\n# <think>\ny = 2"),
-    ("strict closing tag in a string", fence('P = """\n</think>\n"""\n' + F), "strict", 'P = """\n</think>\n"""\n' + F),
-    ("strict closing tag in a comment", fence("# </think> ends\n" + F), "strict", "# </think> ends\n" + F),
-    ("strict unclosed fence in thoughts", f"```python\nx = (\n</think>\n{fence(F)}", "strict", F),
-    ("strict tags in capitals", f"<THINK>\n{fence(USE)}\n</THINK>\n{fence(F)}", "strict", F),
-    ("strict thoughts on one line", f"<think>hm</think>{fence(F)}", "strict", F),
-    ("strict two thoughts", f"<think>a</think>b\n<think>\n{fence(USE)}\n</think>\n{fence(F)}", "strict", F),
-    ("strict lone return", fence("return 1"), "strict", "syntax_error"),
-    ("strict Python 2", fence("print 1"), "strict", "syntax_error"),
-    *[(f"strict vacuous {code!r}", fence(code), "strict", "vacuous") for code in
-      ("hello", "# a", '"""doc"""', "import os", "pass", "1 + 2", "x: int", "...", "if True:\n    pass")],
-    ("strict blank block", fence("  "), "strict", "empty"),
-    ("strict nul", fence("x = 1\0"), "strict", "syntax_error"),
-    ("strict surrogate", fence("x = '\ud800'"), "strict", "syntax_error"),
     ("last surrogate", fence("x = '\ud800'"), "last", "syntax_error"),
     ("last nul", fence("x = '\0'"), "last", "syntax_error"),
-    # strict: every character of the block, or a reason
-    ("strict code on the fence line", "```python def f(x):\n    return x + 1\n```", "strict", F),
-    ("strict import on the fence line", "```python from math import pi\nx = pi\n```", "strict", "from math import pi\nx = pi"),
-    ("strict assignment on the fence line", "```py n=5\nprint(n)\n```", "strict", "n=5\nprint(n)"),
-    ("strict pass on the fence line", "```python while 1:\n    x = 1\n```", "strict", "while 1:\n    x = 1"),
-    ("strict comment on the fence line", "```python # adds\nx = 1\n```", "strict", "# adds\nx = 1"),
-    ("strict words on the fence line", "```python solution.py\nx = 1\n```", "strict", "x = 1"),
-    ("strict call of a name like the tag", "```py(1)\nx = 2\n```", "strict", "not_python"),
-    ("strict code without a tag on the fence line", "```n = 5\nprint(n)\n```", "strict", "not_python"),
-    ("strict code on the fence line, broken", "```python def f(x:\n    return x + 1\n```", "strict", "syntax_error"),
-    ("strict code behind the closing fence", "```python\nx = 1\n``` y = 2\n```", "strict", "syntax_error"),
-    ("strict a thought in the block", "Ok: ```python\nx = 1\n# <think>\ny = 2\n# </think>\nz = 3\n```", "strict",
-     "syntax_error"),
-    ("recover code on a bare fence line", "```n = int(input())\nprint(n * 2)\n```", "recover",
-     "n = int(input())\nprint(n * 2)"),
-    ("strict too large", fence("x = 1\n" * 60_000), "strict", "too_large"),
-    ("strict form feed", fence("x = 1\n\f\n" + F), "strict", "x = 1\n\f\n" + F),
-    # recover
-    ("recover skips the usage block", fence(F) + "\n" + fence(USE), "recover", F),
-    ("recover the last of two programs", fence(F) + "\n" + fence(F.replace("1", "2")), "recover", F.replace("1", "2")),
-    ("recover merges what is used", fence("import math") + "\n" + fence("def f(x):\n    return math.sqrt(x)"), "recover",
-     "def f(x):\n    return math.sqrt(x)"),
-    ("recover merges a helper", fence(F) + "\nthen\n" + fence("def g(x):\n    return f(f(x))"), "recover",
-     F + "\n\ndef g(x):\n    return f(f(x))"),
-    ("recover ignores tests", fence(F) + "\n" + fence("def test_f():\n    assert f(1) == 2"), "recover", F),
-    ("recover unclosed", "Here:\n```python\n" + F, "recover", F),
-    ("recover cut", "```python\n" + CUT, "recover", "def f(x):\n    y = x\n    return y"),
-    ("recover no fence", f"This adds one.\n\n{F}\n\nNote that it is fast.", "recover", F),
-    ("recover indented without fence", "Like so:\n\n    def f(x):\n        return x + 1\n\nDone.", "recover", F),
-    ("recover doctest", fence(">>> def f(x):\n...     return x + 1\n>>> f(1)\n2"), "recover", F + "\nf(1)"),
-    ("recover magics", fence("%matplotlib inline\n!pip install x\n" + F), "recover", F),
-    ("recover line numbers", fence("1  def f(x):\n2      return x + 1"), "recover", F),
-    ("recover line numbers with colons", fence(" 9: def f(x):\n10:     return x + 1"), "recover", F),
-    ("recover smart quotes", fence("def f(x):\n    return “it’s” + x"), "recover", 'def f(x):\n    return "it\'s" + x'),
-    ("recover non-breaking spaces", fence("def f(x):\n\u00a0\u00a0\u00a0 return x + 1"), "recover", F),
-    ("recover uniform indentation", fence("    def f(x):\n        return x + 1"), "recover", F),
-    ("recover prose in the fence", fence(F + "\n\nThis returns the next number."), "recover", F),
-    ("recover prose before the code in the fence", fence("Here is the code:\n" + F), "recover", F),
-    ("recover the echoed stub", fence(STUB) + "\n" + fence(STUB + "\n    return x + 1"), "recover",
-     STUB + "\n    return x + 1"),
-    ("recover the stub comes last", fence(F) + "\n" + fence("def f(x):\n    pass"), "recover", F),
-    ("recover wrong tag", fence(F, "text"), "recover", F),
-    ("recover from thoughts only", f"<think>\n{fence(F)}", "recover", F),
-    ("recover a helper that comes after", fence("def g(x):\n    return f(f(x))") + "\nwhere\n" + fence(F), "recover",
-     F + "\n\ndef g(x):\n    return f(f(x))"),
-    ("recover a call of main", fence("def main():\n    print(input())") + "\nRun it:\n" + fence("main()"), "recover",
-     "def main():\n    print(input())\n\nmain()"),
-    ("recover a second version is no helper", fence("def f(x):\n    return g(x)") + "\nbetter\n" + fence(
-        "def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"), "recover",
-     "def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"),
-    ("recover the last even without a tag", fence(F) + "\nno:\n" + fence(F.replace("1", "2"), ""), "recover",
-     F.replace("1", "2")),
-    ("recover a word above bare code", "Answer\n" + F, "recover", F),
-    ("recover a word below bare code", F + "\nDone", "recover", F),
-    ("recover a note that parses", fence(F + "\n\nNote: this"), "recover", F),
-    ("recover examples stay in the docstring", fence(DOCTEST + "\nThis is it."), "recover", DOCTEST),
-    ("recover examples stay in a bare docstring", "Ok:\n" + DOCTEST + "\nThis is it.", "recover", DOCTEST),
-    ("recover a class of stubs comes last", fence("class Solution:\n    def f(self):\n        return 1") + "\n" + fence(
-        "class Solution:\n    def f(self):\n        pass"), "recover", "class Solution:\n    def f(self):\n        return 1"),
-    ("recover tests in a class", fence(F) + "\n" + fence(
-        "class TestF:\n    def setup(self):\n        self.x = 1\n    def test_f(self):\n        assert f(1) == 2"),
-     "recover", F),
-    ("recover a function that only sounds like a test", "So:\n\ndef test_prime(n):\n    return n == 2\n\nDone now.",
-     "recover", "def test_prime(n):\n    return n == 2"),
-    ("recover smart quotes in strings stay", fence('def f(x):\n\u00a0\u00a0return "it\u2019s \u201cx\u201d"'), "recover",
-     'def f(x):\n  return "it\u2019s \u201cx\u201d"'),
-    ("recover tabs and spaces", fence("def f(x):\n\ty = x\n    return y"), "recover", "def f(x):\n    y = x\n    return y"),
-    ("recover tabs in a string stay", fence('def f(x):\n  return """\n\tx"""\n\nThat is it.'), "recover",
-     'def f(x):\n  return """\n\tx"""'),
-    ("recover code between backticks on one line", "Use ```print(input()[::-1])``` for it.", "recover",
-     "print(input()[::-1])"),
-    ("recover statements that no fence marks", "n = int(input())\nprint(n * 2)\nThis doubles.", "recover",
-     "n = int(input())\nprint(n * 2)"),
-    ("recover one line of Java is no program", fence("int x;\nlist.add(x);", "java"), "recover", "not_python"),
-    ("recover a setting in prose is no program", "Set\nspark.memory.fraction=0.75\nto mend it.", "recover", "no_block"),
-    ("recover does not cut what is too large", fence("x = 1\n" * 60_000), "recover", "too_large"),
-    ("recover a name behind a semicolon", fence("x = 1; Done"), "recover", "x = 1; Done"),
-    ("recover prose", "I think that is correct: well done.\nYes\nno", "recover", "no_block"),
-    ("recover Java", fence("public class A { int x; }", "java"), "recover", "not_python"),
-    ("recover nothing", "", "recover", "empty"),
 ]  # fmt: skip
 
+STRICT = [
+    *[(f"tag {tag!r}", fence(F, tag), F)
+     for tag in ("python", "py", "python3", "Python 3.11", "{.python}", "", "PYTHON", " python ",
+     "python:main.py", 'py title="a"', "python3.11", "language-python", "{.python .numberLines}")],
+    *[(f"other tag {tag!r}", fence(F, tag), "not_python")
+     for tag in ("c++", "java", "bash", "pytb", "pyx", "text", "c++ python")],
+    ("tilde", fence(F, mark="~~~"), F),
+    ("long fence", fence(F, mark="`````"), F),
+    ("fence further in than its program",
+     "1. so:\n    ```python\ndef f(x):\n    return x + 1\n    ```", F),
+    ("text keeps its blanks", '  ```python\nA = """a\n  b"""\n  ```', 'A = """a\n  b"""'),
+    ("indented fence", "1. so:\n\n   ```python\n   def f(x):\n       return x + 1\n   ```", F),
+    ("quoted fence", "> ```python\n> def f(x):\n>     return x + 1\n> ```", F),
+    ("CRLF", fence(F).replace("\n", "\r\n") + "\r\n", F),
+    ("trailing spaces", f"```python  \n{F}\n```   ", F),
+    ("fence behind prose", f"Answer: ```python\n{F}\n```", F),
+    ("closing fence on the last line", f"```python\n{F}```\nprose", F),
+    ("prose behind the closing fence", f"```python\n{F}\n``` That is all.", F),
+    ("fence in a docstring", fence(DOC_INDENTED) + "\nok", DOC_INDENTED),
+    ("long fence around a short one", fence(DOC_INDENTED, mark="````"), DOC_INDENTED),
+    ("unclosed", "```python\n" + F, "unclosed"),
+    ("stray fence after the block", fence(F) + "\n```\n", F),
+    ("fence in a list item", "1. ```python\n   def f(x):\n       return x + 1\n   ```", F),
+    ("end token behind the fence", f"```python\n{F}\n```<|im_end|>", F),
+    ("backticks in a comment", fence("x = 1\n# ends ```\n" + F), "x = 1\n# ends ```\n" + F),
+    ("quoted fence with an empty line", "> ```python\n> x = 1\n>\n> y = x\n> ```",
+     "x = 1\n\ny = x"),
+    ("shorter fence does not close", f"`````python\n{F}\n```", "unclosed"),
+    ("block of another language before it", f"```c\nint x;\n```\n{fence(F)}", F),
+    ("empty", " \n", "empty"),
+    ("no fence", F, "no_block"),
+    ("two programs", fence(F) + fence("\n" + USE), "many_blocks"),
+    ("two attempts, one broken", fence(F) + "\n" + fence("def g(:"), "many_blocks"),
+    ("other languages do not count", fence(F) + "\n" + fence("f 1", "bash"), F),
+    ("output does not count", fence(F) + "\n" + fence("3\n4", ""), F),
+    ("thoughts do not count", f"<think>\n{fence(USE)}\n</think>\n{fence(F)}", F),
+    ("thoughts opened by the prompt", f"hm\n{fence(USE)}\n</think>\n{fence(F)}", F),
+    ("thought never closed", f"<think>\n{fence(F)}", "unclosed"),
+    ("tags in the program", fence("a = '<think>'\nb = '</think>'\n" + F),
+     "a = '<think>'\nb = '</think>'\n" + F),
+    ("CRLF and tags in a comment", fence("x = 1\n# <think>\ny = 2").replace("\n", "\r\n"),
+     "x = 1\n# <think>\ny = 2"),
+    ("closing tag in a string", fence('P = """\n</think>\n"""\n' + F),
+     'P = """\n</think>\n"""\n' + F),
+    ("closing tag in a comment", fence("# </think> ends\n" + F), "# </think> ends\n" + F),
+    ("unclosed fence in thoughts", f"```python\nx = (\n</think>\n{fence(F)}", F),
+    ("tags in capitals", f"<THINK>\n{fence(USE)}\n</THINK>\n{fence(F)}", F),
+    ("thoughts on one line", f"<think>hm</think>{fence(F)}", F),
+    ("two thoughts", f"<think>a</think>b\n<think>\n{fence(USE)}\n</think>\n{fence(F)}", F),
+    ("lone return", fence("return 1"), "syntax_error"),
+    ("Python 2", fence("print 1"), "syntax_error"),
+    *[(f"vacuous {code!r}", fence(code), "vacuous")
+     for code in ("hello", "# a", '"""doc"""', "import os", "pass", "1 + 2", "x: int", "...",
+     "if True:\n    pass")],
+    ("blank block", fence("  "), "empty"),
+    ("nul", fence("x = 1\0"), "syntax_error"),
+    ("surrogate", fence("x = '\ud800'"), "syntax_error"),
+    ("code on the fence line", "```python def f(x):\n    return x + 1\n```", F),
+    ("import on the fence line", "```python from math import pi\nx = pi\n```",
+     "from math import pi\nx = pi"),
+    ("assignment on the fence line", "```py n=5\nprint(n)\n```", "n=5\nprint(n)"),
+    ("pass on the fence line", "```python while 1:\n    x = 1\n```", "while 1:\n    x = 1"),
+    ("comment on the fence line", "```python # adds\nx = 1\n```", "# adds\nx = 1"),
+    ("words on the fence line", "```python solution.py\nx = 1\n```", "x = 1"),
+    ("call of a name like the tag", "```py(1)\nx = 2\n```", "not_python"),
+    ("code without a tag on the fence line", "```n = 5\nprint(n)\n```", "not_python"),
+    ("code on the fence line, broken", "```python def f(x:\n    return x + 1\n```", "syntax_error"),
+    ("code behind the closing fence", "```python\nx = 1\n``` y = 2\n```", "syntax_error"),
+    ("a thought in the block", "Ok: ```python\nx = 1\n# <think>\ny = 2\n# </think>\nz = 3\n```",
+     "syntax_error"),
+    ("too large", fence("x = 1\n" * 60_000), "too_large"),
+    ("form feed", fence("x = 1\n\f\n" + F), "x = 1\n\f\n" + F),
+]  # fmt: skip
 
-@pytest.mark.parametrize(
-    "response, mode, expected", [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
-)
-def test_table(response, mode, expected):
+RECOVER = [
+    ("code on a bare fence line", "```n = int(input())\nprint(n * 2)\n```",
+     "n = int(input())\nprint(n * 2)"),
+    ("skips the usage block", fence(F) + "\n" + fence(USE), F),
+    ("the last of two programs", fence(F) + "\n" + fence(F.replace("1", "2")), F.replace("1", "2")),
+    ("merges what is used", fence("import math") + "\n" + fence("x = math.pi"),
+     "import math\n\nx = math.pi"),
+    ("merges a helper", fence(F) + "\nthen\n" + fence("def g(x):\n    return f(f(x))"),
+     F + "\n\ndef g(x):\n    return f(f(x))"),
+    ("ignores tests", fence(F) + "\n" + fence("def test_f():\n    assert f(1) == 2"), F),
+    ("unclosed", "Here:\n```python\n" + F, F),
+    ("cut", "```python\n" + CUT, "def f(x):\n    y = x\n    return y"),
+    ("no fence", f"This adds one.\n\n{F}\n\nNote that it is fast.", F),
+    ("indented without fence", "Like so:\n\n    def f(x):\n        return x + 1\n\nDone.", F),
+    ("doctest", fence(">>> def f(x):\n...     return x + 1\n>>> f(1)\n2"), F + "\nf(1)"),
+    ("magics", fence("%matplotlib inline\n!pip install x\n" + F), F),
+    ("line numbers", fence("1  def f(x):\n2      return x + 1"), F),
+    ("line numbers with colons", fence(" 9: def f(x):\n10:     return x + 1"), F),
+    ("smart quotes", fence("def f(x):\n    return “it’s” + x"),
+     'def f(x):\n    return "it\'s" + x'),
+    ("non-breaking spaces", fence("def f(x):\n\u00a0\u00a0\u00a0 return x + 1"), F),
+    ("uniform indentation", fence("    def f(x):\n        return x + 1"), F),
+    ("prose in the fence", fence(F + "\n\nThis returns the next number."), F),
+    ("prose before the code in the fence", fence("Here is the code:\n" + F), F),
+    ("the echoed stub", fence(STUB) + "\n" + fence(STUB + "\n    return x + 1"),
+     STUB + "\n    return x + 1"),
+    ("wrong tag", fence(F, "text"), F),
+    ("from thoughts only", f"<think>\n{fence(F)}", F),
+    ("a second version is no helper",
+     fence("def f(x):\n    return g(x)") + "\nbetter\n" +
+     fence("def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"),
+     "def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"),
+    ("the last even without a tag", fence(F) + "\nno:\n" + fence(F.replace("1", "2"), ""),
+     F.replace("1", "2")),
+    ("examples stay in the docstring", fence(DOCTEST + "\nThis is it."), DOCTEST),
+    ("examples stay in a bare docstring", "Ok:\n" + DOCTEST + "\nThis is it.", DOCTEST),
+    ("tests in a class",
+     fence(F) + "\n" +
+     fence("class TestF:\n    def test_f(self):\n        assert f(1) == 2"),
+     F),
+    ("a function that only sounds like a test",
+     "So:\n\ndef test_prime(n):\n    return n == 2\n\nDone now.",
+     "def test_prime(n):\n    return n == 2"),
+    ("tabs and spaces", fence("def f(x):\n\ty = x\n    return y"),
+     "def f(x):\n    y = x\n    return y"),
+    ("tabs in a string stay", fence('def f(x):\n  return """\n\tx"""\n\nThat is it.'),
+     'def f(x):\n  return """\n\tx"""'),
+    ("statements that no fence marks", "n = int(input())\nprint(n * 2)\nThis doubles.",
+     "n = int(input())\nprint(n * 2)"),
+    ("one line of Java is no program", fence("int x;\nlist.add(x);", "java"), "not_python"),
+    ("a setting in prose is no program", "Set\nspark.memory.fraction=0.75\nto mend it.",
+     "no_block"),
+    ("does not cut what is too large", fence("x = 1\n" * 60_000), "too_large"),
+    ("a name behind a semicolon", fence("x = 1; Done"), "x = 1; Done"),
+    ("prose", "I think that is correct: well done.\nYes\nno", "no_block"),
+    ("Java", fence("public class A { int x; }", "java"), "not_python"),
+    ("nothing", "", "empty"),
+]  # fmt: skip
+
+TABLE = RELEASED + [
+    (f"{mode} {name}", response, mode, expected)
+    for mode, rows in (("strict", STRICT), ("recover", RECOVER))
+    for name, response, expected in rows
+]
+
+
+@pytest.mark.parametrize("name, response, mode, expected", TABLE, ids=[row[0] for row in TABLE])
+def test_table(name, response, mode, expected):
     code, reason = extract_code(response, mode)
     if expected in extract.REASONS:
         assert (code, reason) == (None, expected)
-    elif mode in ("paper", "last"):
-        assert (code, reason) == (expected, "ok")
-    elif "merges what" in expected or expected.startswith("def f(x):\n    return math"):
-        assert reason == "ok" and code.startswith("import math") and code.endswith(expected)
     else:
         assert reason == "ok" and code.strip() == expected.strip()
 
@@ -212,11 +209,15 @@ SOLUTION = "class Solution:\n    def add(self, x):\n        return x + 1"
 
 
 @pytest.mark.parametrize("code, entry_point, reason", [
-    (F, "f", "ok"), (F, "g", "no_entry_point"), (SOLUTION, "Solution.add", "ok"), (SOLUTION, "add", "no_entry_point"),
-    (SOLUTION, "Solution.sub", "no_entry_point"), (F, "Solution.f", "no_entry_point"), ("f = lambda x: x", "f", "ok"),
-    ("from math import sqrt as f\nx = 1", "f", "ok"), ("try:\n    f = 1\nexcept ValueError:\n    f = 2", "f", "ok"),
-    (SOLUTION.replace("Solution", "Base") + "\nclass Solution(Base):\n    x = 1", "Solution.add", "ok"),
-    ("def g():\n    def f(): return 1\n    return f", "f", "no_entry_point"), ("x = [f for f in y]", "f", "no_entry_point"),
+    (F, "f", "ok"), (F, "g", "no_entry_point"), (SOLUTION, "Solution.add", "ok"),
+    (SOLUTION, "add", "no_entry_point"),
+    (SOLUTION, "Solution.sub", "no_entry_point"), (F, "Solution.f", "no_entry_point"),
+    ("f = lambda x: x", "f", "ok"),
+    ("from math import sqrt as f\nx = 1", "f", "ok"),
+    ("try:\n    f = 1\nexcept ValueError:\n    f = 2", "f", "ok"),
+    (SOLUTION.replace("Solution", "A") + "\nclass Solution(A):\n    x = 1", "Solution.add", "ok"),
+    ("def g():\n    def f(): return 1\n    return f", "f", "no_entry_point"),
+    ("x = [f for f in y]", "f", "no_entry_point"),
 ])  # fmt: skip
 def test_entry_point(code, entry_point, reason):
     for mode in ("strict", "recover"):
@@ -267,18 +268,24 @@ def nested_finally(depth):
 HUGE = {
     "backticks": "`" * 10_000_000, "nul": "\0" * 3_000_000, "brackets": fence("(" * 100_000),
     "sum": fence("x = " + "+".join("1" * 60_000)), "attributes": fence("x = a" + ".b" * 60_000),
-    "finally": fence(nested_finally(19)), "opening fences": "```python\n" * 300_000, "code": (F + "\n") * 120_000,
-    "prose": "if you can see this: well, no.\n" * 100_000, "quotes": '"' * 3_000_000, "escapes": fence("x = '\\d'"),
-    # the slowest to compile of MAX_SOURCE characters; the next two take minutes and all memory without emitted()
+    "finally": fence(nested_finally(19)), "opening fences": "```python\n" * 300_000,
+    "code": (F + "\n") * 120_000,
+    "prose": "if you can see this: well, no.\n" * 100_000, "quotes": '"' * 3_000_000,
+    "escapes": fence("x = '\\d'"),
+    # the slowest to compile of MAX_SOURCE characters; the next two need emitted()
     "classes": fence("class A:0\n" * 9_900), "fields": fence("x = f'" + "{x}" * 33_000 + "'"),
-    "keywords": fence("f(" + ", ".join(f"a{i}=1" for i in range(11_000)) + ")"), "nested": fence(nested_finally(90)),
+    "keywords": fence("f(" + ", ".join(f"a{i}=1" for i in range(11_000)) + ")"),
+    "nested": fence(nested_finally(90)),
     "returns": fence("def f():\n try:\n  " + "return;" * 9_000 + "\n finally:\n  " + "x;" * 18_000),
     # lines that an ambiguous expression would try in exponentially or quadratically many ways
-    "bullets": ("-  " * 320 + "x```\n") * 3000, "tildes": "~" * 3_000_000 + "`\n<think>", "tildes2": ("~" * 990 + "`\n") * 3000,
+    "bullets": ("-  " * 320 + "x```\n") * 3000, "tildes": "~" * 3_000_000 + "`\n<think>",
+    "tildes2": ("~" * 990 + "`\n") * 3000,
     "open strings": fence("x = (\n" + '\\"\\\n' * 60_000), "glued fences": "x = 1 ```\n" * 300_000,
-    "tags": "<think>\n</think>\n```python\n" * 110_000, "lines": "\n" * 3_000_000 + "x</think>" * 64,
+    "tags": "<think>\n</think>\n```python\n" * 110_000,
+    "lines": "\n" * 3_000_000 + "x</think>" * 64,
     "statements": (fence("x\n" * 49_000) + "\n") * 10, "comparisons": "a<b<c<d;x=1;" * 240_000,
-    "blocks": (fence(F) + "\n") * 80_000, "triple quotes": fence('"""\n') * 100_000, "thoughts": "<think>" * 400_000,
+    "blocks": (fence(F) + "\n") * 80_000, "triple quotes": fence('"""\n') * 100_000,
+    "thoughts": "<think>" * 400_000,
 }  # fmt: skip
 
 
@@ -317,7 +324,8 @@ def test_strict_is_fast_enough_for_every_rollout():
 
 
 def test_garbled_programs_come_back():
-    code = 'import re\n\ndef f(text):\n    """Words."""\n    if not text:\n        return []\n    return re.findall("[a-z]+", text)'
+    code = 'import re\n\ndef f(text):\n    """Words."""\n    if not text:\n        return []\n'
+    code += '    return re.findall("[a-z]+", text)'
     for kind, (text, truth) in garblings(code, random.Random(0)).items():
         got = extract_code(text, "recover").code
         assert got and ast.dump(ast.parse(got)) == ast.dump(ast.parse(truth)), kind

@@ -150,7 +150,7 @@ def test_the_tokenizer_of_another_model_is_refused(folder):  # noqa: F811
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
-def test_another_chat_template_is_said_in_one_line(where, folder, monkeypatch, capsys):  # noqa: F811
+def test_another_chat_template_is_said(where, folder, monkeypatch, capsys):  # noqa: F811
     is_file = where.endswith("jinja")
     (folder / where).write_text("{{ x }}" if is_file else json.dumps({"chat_template": "{{ x }}"}))
     for _ in range(2):  # once, however often it is loaded

@@ -68,10 +68,15 @@ FILES = {  # stands for files that a user has
         for i in range(12)
     ],
     "rmbench.json": [
-        {"id": str(i), "prompt": "p", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": "code"}
+        {
+            "id": str(i), "prompt": "p", "domain": "code",
+            "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"],
+        }
         for i in range(3)
     ],
-    "FILE": [{"response": "```python\ndef f(x):\n    return x\n```", "code": "def f(x):\n    return x"}],
+    "FILE": [
+        {"response": "```python\ndef f(x):\n    return x\n```", "code": "def f(x):\n    return x"}
+    ],
     "answer.md": ["```python\nprint(1)\n```"],
 }  # fmt: skip
 
@@ -111,7 +116,7 @@ def test_every_command_of_the_readme_is_known():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the project, with the files that a user has, in which the commands run one after the other."""
+    """A copy of the project, with a user's files, in which the commands run one after the other."""
     folder = tmp_path_factory.mktemp("readme") / "checkout"
     skip = shutil.ignore_patterns("out", ".git", "tests", "__pycache__")
     shutil.copytree(ROOT, folder, ignore=skip)

@@ -59,7 +59,8 @@ def test_imports_go_downwards(path):
 
 @pytest.mark.parametrize("path", [*SOURCES, *ROOT.glob("t*/*.py")], ids=lambda path: path.name)
 def test_lines_have_at_most_100_columns(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
+    text = path.read_text(encoding="utf-8")
+    lines = [] if "ruff: noqa: E501" in text else text.splitlines()  # tables of programs
     assert [number for number, line in enumerate(lines, 1) if len(line) > 100] == []
 
 

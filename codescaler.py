@@ -76,8 +76,8 @@ def apply_rope(x_BTHK, cos_BT1K, sin_BT1K):
 def attention(q_BTHK, k_BSGK, v_BSGK, mask):
     """Grouped-query attention -> [B, T, H, K]; H / G query heads share a key/value head.
 
-    `mask` is None (plain causal, no past), a CausalBias (CUDA: flash attention, no dense mask), or
-    numbers that are added to the attention logits, -inf where a query must not look.
+    `mask` has numbers that are added to the attention logits, -inf where a query must not look.
+    None: the queries are the last T of the S tokens, and each may see itself and what came before.
     """
     B, T, H, K = q_BTHK.shape
     q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
@@ -87,6 +87,10 @@ def attention(q_BTHK, k_BSGK, v_BSGK, mask):
         q_BGMK = q_BHTK.reshape(B, k_BGSK.shape[1], -1, K)
         y_BGMK = F.scaled_dot_product_attention(q_BGMK, k_BGSK, v_BGSK, attn_mask=mask)
         return y_BGMK.reshape(B, 1, H, K)
+    if mask is None and T < k_BGSK.shape[2]:
+        # Flash attention does it without a dense mask. The object is made here, not in the model:
+        # FSDP2 casts what a block is given to bf16, which leaves a CausalBias without its shape.
+        mask = causal_lower_right(T, k_BGSK.shape[2])
     y_BHTK = F.scaled_dot_product_attention(
         q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=mask is None, enable_gqa=True
     )
@@ -224,14 +228,10 @@ class Qwen3(nn.Module):
         T, device = ids_BT.shape[1], ids_BT.device
         P = 0 if past is None else past[0][0].shape[1]
         start_11 = torch.full((1, 1), P, device=device)
-        if P == 0:
+        if P == 0 or device.type == "cuda":  # attention() says it without a dense mask
             return start_11, None
         # Query t of a row may see the P tokens of the prompt and its row up to itself.
-        mask = causal_lower_right(T, P + T)
-        if device.type != "cuda":  # added to the logits of every layer, so it is made once a pass
-            seen_TS = mask._materialize(device)
-            mask = torch.zeros(T, P + T).masked_fill_(~seen_TS, -math.inf)
-        return start_11, mask
+        return start_11, torch.full((T, P + T), -math.inf, device=device).triu_(P + 1)
 
     def logits(self, hidden):
         """Hidden states [..., D] -> fp32 logits [..., V]. For the positions that are needed."""
@@ -403,7 +403,8 @@ class KVCache:
 
     def next_step(self):
         """Makes room for one more token a row -> (its position [R, 1], mask [R, 1, 1, S])."""
-        self.slot_R = torch.tensor(self.lengths, device=self.k.device)
+        # Small copies to the GPU do not wait for it: the next pass is queued behind this one.
+        self.slot_R = torch.tensor(self.lengths).to(self.k.device, non_blocking=True)
         self.lengths = [length + 1 for length in self.lengths]
         slot_S = torch.arange(max(self.lengths), device=self.k.device)
         hidden_RS = slot_S > self.slot_R[:, None]
@@ -491,8 +492,8 @@ def next_tokens(model, hidden_RD, rows, temperature, top_p, top_k):
     logits_RV = model.logits(hidden_RD)[:, : model.num_tokens]
     ids_RN, p_RN = sampling_distribution(logits_RV, temperature or 1.0, top_p, top_k)
     if temperature > 0:
-        u_R = [row.uniforms[len(row.ids)] for row in rows]
-        place_R = draw(p_RN, torch.tensor(u_R, dtype=torch.float64, device=p_RN.device))
+        u_R = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64)
+        place_R = draw(p_RN, u_R.to(p_RN.device, non_blocking=True))
     else:
         place_R = p_RN.argmax(-1)
     token_R1 = ids_RN.expand(len(rows), -1).gather(1, place_R[:, None])
@@ -527,8 +528,9 @@ def generate(
         model.model.norm.weight,
         range(len(prompts)) if prompt_keys is None else prompt_keys,
     )
-    slots = max(map(len, prompts), default=0) + max_new_tokens
-    max_rows = rows_that_fit(model.config, slots, weight, min(max_rows, n * len(prompts)))
+    longest, wanted = max(map(len, prompts), default=0), min(max_rows, n * len(prompts))
+    slots = longest + max_new_tokens
+    max_rows = rows_that_fit(model.config, longest, slots, weight, wanted)
     cache = KVCache(model.config, max_rows, slots, weight.dtype, weight.device)
     # Prompts of like length are decoded together; the samples of a prompt follow each other.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -563,7 +565,8 @@ def generate(
                 bar.update()
         # 4. One pass over the new tokens of all rows.
         if rows:
-            token_R1 = torch.tensor([[row.ids[-1]] for row in rows], device=weight.device)
+            token_R1 = torch.tensor([[row.ids[-1]] for row in rows])
+            token_R1 = token_R1.to(weight.device, non_blocking=True)
             hidden_RD = model(token_R1, cache)[0][:, 0]
         else:
             hidden_RD = hidden_RD[:0]
@@ -571,18 +574,22 @@ def generate(
     return done
 
 
-def rows_that_fit(config, slots, weight, wanted):
+def rows_that_fit(config, prompt, slots, weight, wanted):
     """How many of the wanted cache rows fit beside the weights (of which `weight` is one): on a GPU
-    those that fill 90% of the free memory with their slots and logits; on a CPU all."""
+    those that fill 90% of what its free memory leaves to their slots and logits when a prompt of
+    `prompt` tokens is computed; on a CPU all."""
     if not weight.is_cuda:
         return wanted
-    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    size, token = weight.element_size(), 2 * config.num_hidden_layers * config.num_key_value_heads
+    token *= config.head_dim * size
     # A row's logits: fp32 logits and probabilities, their fp64 sum, and a copy of one of them.
-    row = slots * token * weight.element_size() + 24 * config.vocab_size
+    row = slots * token + 24 * config.vocab_size
+    # The prompt's own keys and values, and what a block holds: four tensors as wide as its MLP.
+    prefill = prompt * (token + 4 * config.intermediate_size * size)
     reserved = torch.cuda.memory_reserved(weight.device)
     unused = reserved - torch.cuda.memory_allocated(weight.device)
     free = torch.cuda.mem_get_info(weight.device)[0] + unused
-    return max(1, min(wanted, int(0.9 * free) // row))
+    return max(1, min(wanted, int(0.9 * (free - prefill)) // row))
 
 
 # --------------------------------------------------------------------------------------------------

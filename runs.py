@@ -60,6 +60,9 @@ def setup(device=None):
     if device == "cuda":
         device = f"cuda:{gpu}"
         torch.cuda.set_device(device)
+        # cuDNN's attention plans every new shape on the host, and decoding has a new one each token
+        # (reported by others, not measured here).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if not dist.is_initialized() and (world > 1 or device != "cpu"):
         # Tensors travel between GPUs by NCCL, Python objects between hosts by gloo.
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"

@@ -330,13 +330,17 @@ def test_what_cannot_be_continued_is_a_mistake(policy):
 
 def test_rows_are_as_many_as_the_memory_allows(monkeypatch):
     shape = dict(num_hidden_layers=36, num_key_value_heads=8, head_dim=128, vocab_size=151936)
+    shape |= dict(intermediate_size=12288)
     weight, gib = SimpleNamespace(is_cuda=True, device="cuda", element_size=lambda: 2), 2**30
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * gib)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * gib)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (39 * gib, 80 * gib))
     # 144 KiB a token: 2048 tokens take 288 MiB, logits 3.5 MiB; 36 of 40 free GiB hold 126 rows.
-    for slots, wanted, rows in ((2048, 256, 126), (2048, 64, 64), (10**7, 64, 1)):
-        assert cs.rows_that_fit(SimpleNamespace(**shape), slots, weight, wanted) == rows
+    # A prompt of 8192 takes 1.9 GiB while it is computed: 34.3 GiB hold 120.
+    for prompt, slots, wanted, rows in (
+        (0, 2048, 256, 126), (8192, 2048, 256, 120), (0, 2048, 64, 64), (0, 10**7, 64, 1)
+    ):  # fmt: skip
+        assert cs.rows_that_fit(SimpleNamespace(**shape), prompt, slots, weight, wanted) == rows
 
 
 # --------------------------------------------------------------------------------------------------

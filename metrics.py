@@ -178,7 +178,7 @@ def interval_rows(rows):
     for name, values in rows.items():
         share, low, high = bootstrap(*zip(*values))
         count, problems = len(values), len({problem for _, problem in values})
-        where = f"{count} of {problems} problems" if count > problems else f"{count} problems"
+        where = f"{count} pairs of {problems} problems" if count > problems else f"{count} problems"
         lines.append(f"{name:<40}{share:>9.3f}   [{low:.3f}, {high:.3f}]   {where}")
         result[name] = {"mean": share, "low": low, "high": high, "count": count}
     return lines, result

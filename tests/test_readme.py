@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import grpo
+
 ROOT = Path(__file__).parents[1]
 RM = "--limit 40 --group 4 --batch 8 --steps 2 --max-new-tokens 96"
 GRPO = "--limit 8 --prompts 2 --group 4 --steps 1 --eval-group 2 --max-new-tokens 96"
@@ -22,62 +24,37 @@ GRPO = "--limit 8 --prompts 2 --group 4 --steps 1 --eval-group 2 --max-new-token
 VARIANTS = {
     "pip install": (None, "the tests run in what it installed"),
     "pytest": (None, "that is this"),
-    "torchrun --n": (None, "several GPUs or nodes; tests/test_ranks.py runs two ranks"),
+    "torchrun --nproc": (None, "several GPUs; tests/test_ranks.py runs two ranks"),
     "python codescaler.py score --rm LARK-Lab": (None, "network"),
-    "python train_rm.py --init Skywork": (None, "network"),
-    "python grpo.py --reward exec --policy Qwen": (None, "network"),
     "torchrun train_rm.py": (RM, "slow"),
     "torchrun grpo.py": (GRPO, "slow"),
-    "python train_rm.py --collect-only --candidates mutants": ("", "slow"),
-    "python train_rm.py --init out/rm": (RM, "slow"),
-    "python train_rm.py --pairs out": (RM, "slow"),
-    "python train_rm.py --pairs codescalerpair": ("--batch 2 --steps 1 --out out/rm-4", "slow"),
     "python train_rm.py": (f"{RM} --no-resume", "slow"),
-    "python grpo.py --reward rm --policy out/grpo-rm": (GRPO, "slow"),
-    "python grpo.py --reward exec --problems mbpp": (f"{GRPO} --out out/grpo-mbpp", "slow"),
+    "python grpo.py --reward exec --problems mine": (GRPO, "slow"),
     "python grpo.py": (f"{GRPO} --no-resume", "slow"),
     "python bench.py sample": ("--limit 4 --n 2", "slow"),
-    "python bench.py pass": ("", "slow"),
     "python bench.py bon": ("", "slow"),
-    "python bench.py rm": ("", "slow"),
-    "python bench.py memory": ("", ""),
     "python bench.py plot": ("", "slow"),
-    "python bench.py show out/grpo-rm --step": ("--step 1", "slow"),
-    "python bench.py sandbox": ("--limit 4 --rounds 1", "slow"),
-    "python bench.py speed": (None, "needs trl; tests/test_bench.py runs every row"),
-    "python bench.py paper": (None, "tests/test_bench.py runs it with a step a unit"),
+    "python bench.py memory": ("", ""),
     "python problems.py": ("", ""),
     "python tiny/make.py": (None, "20 minutes"),
+    "python tests/speed.py": (
+        None,
+        "needs trl; tests/test_bench.py runs its parts",
+    ),
     "python sandbox.py --check": ("", ""),
-    "python tests/extract_fuzz.py": (None, "tests/test_extract.py runs its parts"),
 }
 FILES = {  # stands for files that a user has
-    "mbpp.jsonl": [
+    "mine.jsonl": [
         {
-            "task_id": i, "text": f"Write a function to add {i}.", "test_setup_code": "",
-            "code": f"def add{i}(x):\n    return x + {i}",
-            "test_list": [f"assert add{i}({x}) == {x + i}" for x in (1, 2, 30)],
+            "id": f"a{i}", "prompt": f"Write add{i}(a), which adds {i}.",
+            "solution": f"def add{i}(a): return a + {i}",
+            "tests": {
+                "kind": "call", "entry_point": f"add{i}",
+                "cases": [{"args": [1], "expected": 1 + i}],
+            },
         }
         for i in range(12)
     ],
-    "refactory_pairs.jsonl": [
-        {
-            "question": f"Twice {i % 3}", "code_pos": f"def f(x): return 2 * x + {i} * 0",
-            "code_neg": f"def f(x): {i}",
-        }
-        for i in range(12)
-    ],
-    "rmbench.json": [
-        {
-            "id": str(i), "prompt": "p", "domain": "code",
-            "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"],
-        }
-        for i in range(3)
-    ],
-    "FILE": [
-        {"response": "```python\ndef f(x):\n    return x\n```", "code": "def f(x):\n    return x"}
-    ],
-    "answer.md": ["```python\nprint(1)\n```"],
 }  # fmt: skip
 
 
@@ -107,7 +84,7 @@ def marked(command):
 
 
 def test_every_command_of_the_readme_is_known():
-    assert len(readme_commands()) > 25
+    assert len(readme_commands()) > 10
     assert [command for command in readme_commands() if variant(command) is None] == []
     commands = readme_commands()
     unused = [start for start in VARIANTS if not any(c.startswith(start) for c in commands)]
@@ -135,8 +112,6 @@ def test_readme_command_runs(command, checkout):
         pytest.skip(why)
     if " plot " in command:
         pytest.importorskip("matplotlib")
-    command = command.replace("rmbench:FILE", "rmbench:rmbench.json")
-    command = command.replace("--explain FILE", "--explain answer.md")
     words = f"{command} {added}".split()
     program = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -146,3 +121,14 @@ def test_readme_command_runs(command, checkout):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
+
+
+def test_the_reward_of_the_readme_rewards(monkeypatch):
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    monkeypatch.setattr(grpo, "REWARDS", dict(grpo.REWARDS))
+    exec(snippet, vars(grpo))
+    codes = ("x = 1", "x = 1  # longer", None)
+    rollouts = [grpo.Rollout(grpo.NOTHING, code=code) for code in codes]
+    grpo.REWARDS["short"](rollouts, None)
+    short, long, none = (r.reward for r in rollouts)
+    assert short > long > none == 0.0

@@ -9,7 +9,8 @@ continue_prompt, which is how everything but decoding uses the model: one prompt
 and many rows of tokens continue it. KVCache and generate decode.
 
 Shape suffixes: B rows, T time, D model width, H query heads, G key/value heads, K head size,
-V vocabulary, P prompt length, R rows that are decoded together, S slots of a cache, N tokens.
+V vocabulary, P prompt length, S keys that are attended to, R rows that are decoded together,
+N tokens or sampling candidates, C tokens of a chunk, M query heads of a key/value head.
 Rows are right-padded and their lengths say what is real: attention is causal, so no real token ever
 sees padding.
 """
@@ -57,6 +58,7 @@ def rope_table(config, position_BT):
     """Positions [B, T] -> cos and sin [B, T, 1, K]: angle position * theta^(-2i/K) for dimension i
     and for i + K/2; the sine is negative in the first half, as apply_rope needs it."""
     exponent = torch.arange(0, config.head_dim, 2, device=position_BT.device) / config.head_dim
+    # theta^(-2i/K): dimension 0 turns fastest, the last one slowest
     angle = position_BT[..., None, None].float() * config.rope_theta**-exponent
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
@@ -80,6 +82,7 @@ def attention(q_BTHK, k_BSGK, v_BSGK, mask):
     None: the queries are the last T of the S tokens, and each may see itself and what came before.
     """
     B, T, H, K = q_BTHK.shape
+    # scaled_dot_product_attention wants heads before time.
     q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
     if T == 1 and mask is not None:
         # Decoding: the query heads of a kv head stand in the time dimension, since all of them may
@@ -113,6 +116,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(K, config.rms_norm_eps)
 
     def forward(self, x_BTD, rope, past, mask):
+        # [B, T, H * K] -> [B, T, H, K], and likewise with G heads for keys and values.
         q_BTHK = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
         k_BTGK = self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
         # A copy: FSDP2 takes no view as an output of a block.
@@ -125,10 +129,12 @@ class Attention(nn.Module):
         elif isinstance(past, CacheLayer):
             k_BSGK, v_BSGK = past.write(k_BTGK, v_BTGK)
         else:  # of one prompt, [1, P, G, K], which all rows continue
+            # expand copies nothing; cat does: [B, P + T, G, K].
             B = len(x_BTD)
             k_BSGK = torch.cat([past[0].expand(B, -1, -1, -1), k_BTGK], dim=1)
             v_BSGK = torch.cat([past[1].expand(B, -1, -1, -1), v_BTGK], dim=1)
         y_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, mask)
+        # Only the keys and values of this pass: the caller has the earlier ones.
         return self.o_proj(y_BTHK.flatten(2)), (k_BTGK, v_BTGK)
 
 
@@ -158,6 +164,7 @@ class Block(nn.Module):
     def forward(self, x_BTD, rope, past, mask):
         """-> (x [B, T, D], (k, v)): the layer's own keys and values [B, T, G, K] are an output, so
         they carry gradients and may be the `past` of another pass."""
+        # Pre-norm: x itself is never normalised between the layers.
         y_BTD, kv = self.self_attn(self.input_layernorm(x_BTD), rope, past, mask)
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), kv
@@ -179,9 +186,12 @@ class ScoreHead(nn.Linear):
 
     def forward(self, hidden_BTD, lengths_B):
         row_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
+        # lengths - 1 is the last real token; the padding behind it is never read.
         last_BD = hidden_BTD[row_B, lengths_B - 1].float()
         bias = None if self.bias is None else self.bias.float()
-        return F.linear(last_BD, self.weight.float(), bias).sum(-1)  # of one: no view
+        return F.linear(last_BD, self.weight.float(), bias).sum(
+            -1
+        )  # drops the last dimension; a view is refused by FSDP2
 
 
 class Qwen3(nn.Module):
@@ -193,8 +203,8 @@ class Qwen3(nn.Module):
         if head not in ("lm", "score"):
             raise ValueError(f"head {head!r}: expected 'lm' or 'score'")
         self.config, self.head = config, head
-        self.num_tokens = config.vocab_size  # ids from here on pad the matrix: never sampled
-        self.checkpointing = False  # keep the blocks' inputs only, compute the rest again backward
+        self.num_tokens = config.vocab_size  # of the tokenizer; ids beyond pad the matrix
+        self.checkpointing = False  # keep blocks' inputs, recompute the rest in the backward pass
         self.model = Trunk(config)
         if head == "score":
             self.score = ScoreHead(config.hidden_size, 1, bias=score_bias)
@@ -204,8 +214,8 @@ class Qwen3(nn.Module):
     def forward(self, ids_BT, past=None):
         """ids [B, T] -> (hidden states [B, T, D] after the final norm, keys and values).
 
-        The second is a list with (k, v), each [B, T, G, K], of every layer. `past` is such a list
-        of ONE prompt [1, P, G, K] that all rows continue, or a KVCache whose rows continue.
+        The second lists (k, v), each [B, T, G, K], of every layer, for these T tokens only. `past`
+        is such a list of ONE prompt [1, P, G, K] that all rows continue, or a KVCache.
         """
         start_B1, mask = self.start_and_mask(ids_BT, past)
         x_BTD = self.model.embed_tokens(ids_BT)
@@ -226,6 +236,7 @@ class Qwen3(nn.Module):
         if isinstance(past, KVCache):
             return past.next_step()
         T, device = ids_BT.shape[1], ids_BT.device
+        # P tokens were computed before, 0 of a fresh text.
         P = 0 if past is None else past[0][0].shape[1]
         start_11 = torch.full((1, 1), P, device=device)
         if P == 0 or device.type == "cuda":  # attention() says it without a dense mask
@@ -234,8 +245,10 @@ class Qwen3(nn.Module):
         return start_11, torch.full((T, P + T), -math.inf, device=device).triu_(P + 1)
 
     def logits(self, hidden):
-        """Hidden states [..., D] -> fp32 logits [..., V]. For the positions that are needed."""
+        """Hidden states [..., D] -> fp32 logits [..., V]. For a few positions: all would not
+        fit."""
         tied = self.config.tie_word_embeddings
+        # FSDP2 keeps the root's weights gathered after a forward pass, so they may be used here.
         weight = self.model.embed_tokens.weight if tied else self.lm_head.weight
         return F.linear(hidden, weight.to(hidden.dtype)).float()
 
@@ -266,8 +279,8 @@ def pad_rows(rows, device="cpu", pad=0):
 
 
 def read_prompt(model, prompt):
-    """Ids of a prompt, two at least -> the keys and values of all of them but the last, which every
-    row repeats as its first token: so the states that predict a row's tokens stand in the row."""
+    """Ids of a prompt, two at least -> the keys and values of all of them but the last, with which
+    every row begins: the state at that token predicts the row's first one."""
     if len(prompt) < 2:
         raise ValueError(f"a prompt of {len(prompt)} tokens: two are needed")
     return model(torch.tensor([prompt[:-1]], device=model.model.norm.weight.device))[1]
@@ -304,14 +317,18 @@ def training_passes(model, groups):
     With sharded weights every rank must make the same passes, or the others wait for ever. Ranks
     with less to do join in with a micro-batch None, whose loss the caller multiplies by 0.
     """
-    groups = sorted(groups, key=lambda group: -len(group[1]))  # like beside like on all ranks
+    # Sorted, so that the ranks' i-th prompts have about as many micro-batches.
+    groups = sorted(groups, key=lambda group: -len(group[1]))
+    # plans[r][i]: the number of micro-batches of rank r in its group i.
     plans = runs.gather_lists([[len(batches) for _, batches in groups]])
     for i in range(max(map(len, plans))):
         prompt, batches = groups[i] if i < len(groups) else ([0, 0], [])
         kv = read_prompt(model, prompt)
+        # The graph is cut here: each backward pass below ends at these leaves and adds to .grad.
         past = [(k.detach().requires_grad_(), v.detach().requires_grad_()) for k, v in kv]
         for j in range(max(plan[i] for plan in plans if i < len(plan))):
             yield prompt, past, batches[j] if j < len(batches) else None
+        # All micro-batches are done: one backward pass through the prompt with the sum.
         outputs = [tensor for pair in kv for tensor in pair]
         torch.autograd.backward(outputs, [leaf.grad for pair in past for leaf in pair])
 
@@ -341,12 +358,14 @@ def token_logprobs(
     `support` has, for each row, the ids that could be sampled at each token (Completion.support):
     probabilities are then renormalised over them. The entropy carries no gradient.
     """
+    # Padding goes: [B, T, D] -> [N, D], the tokens whose mask is set.
     hidden_ND, target_N = hidden_BTD[mask_BT], target_BT[mask_BT]
     allowed = [ids for row in support for ids in row] if support else None
 
     def one_chunk(hidden_CD, target_C, allowed_C):
         logits_CV = model.logits(hidden_CD)[:, : model.num_tokens] / temperature
         if allowed_C:
+            # Coordinates (token c of the chunk, id i) of the entries that stay.
             row_M = [c for c, ids in enumerate(allowed_C) for _ in ids]
             id_M = [i for ids in allowed_C for i in ids]
             drop_CV = torch.ones_like(logits_CV, dtype=torch.bool)
@@ -358,6 +377,7 @@ def token_logprobs(
         return logp_CV.gather(1, target_C[:, None])[:, 0], entropy_C
 
     parts = []
+    # One chunk at least: a mask without a token must still give tensors with a graph.
     for start in range(0, max(1, len(target_N)), chunk):
         part = slice(start, start + chunk)
         inputs = hidden_ND[part], target_N[part], allowed[part] if allowed else None
@@ -385,7 +405,7 @@ class KVCache:
         self.lengths = []  # tokens in each row; on the host, where reading them waits for nothing
 
     def add(self, kv):
-        """A new last row behind a prompt, whose keys and values [1, P, G, K] are copied."""
+        """Appends a row that begins with a copy of a prompt's keys and values [1, P, G, K]."""
         row, P = len(self.lengths), kv[0][0].shape[1]
         for layer, (k_1PGK, v_1PGK) in enumerate(kv):
             self.k[layer, row, :, :P] = k_1PGK[0].transpose(0, 1)
@@ -406,9 +426,10 @@ class KVCache:
         # Small copies to the GPU do not wait for it: the next pass is queued behind this one.
         self.slot_R = torch.tensor(self.lengths).to(self.k.device, non_blocking=True)
         self.lengths = [length + 1 for length in self.lengths]
+        # Only up to the longest row, not all allocated slots.
         slot_S = torch.arange(max(self.lengths), device=self.k.device)
-        hidden_RS = slot_S > self.slot_R[:, None]
-        mask_RS = torch.zeros_like(hidden_RS, dtype=self.k.dtype).masked_fill_(hidden_RS, -math.inf)
+        masked_RS = slot_S > self.slot_R[:, None]
+        mask_RS = torch.zeros_like(masked_RS, dtype=self.k.dtype).masked_fill_(masked_RS, -math.inf)
         return self.slot_R[:, None], mask_RS[:, None, None]
 
     def __getitem__(self, layer):
@@ -500,7 +521,9 @@ def next_tokens(model, hidden_RD, rows, temperature, top_p, top_k):
     logp_R1 = p_RN.gather(1, place_R[:, None]).log()
     found = [token_R1, logp_R1]
     if top_k > 0 or top_p < 1.0:
-        found += [ids_RN.where(p_RN > 0, -1)]  # the support; -1 where a token was left out
+        support_RN = ids_RN.where(p_RN > 0, -1)  # -1 where a token was left out
+        # top_p alone has the whole vocabulary: the host gets what any row needs.
+        found += [support_RN if top_k else support_RN[:, : int((p_RN > 0).sum(-1).max())]]
     # Ids are whole numbers below 2^53: fp64 holds them as they are.
     found = torch.cat([part.double() for part in found], dim=1).tolist()
     for row, (token, logp, *support) in zip(rows, found, strict=True):
@@ -548,12 +571,14 @@ def generate(
                 prompt_1PD, kv = model(torch.tensor([prompts[i]], device=weight.device))
                 prefilled = i
             cache.add(kv)
+            # A random stream of its own: it depends on no other row, batch or rank.
             uniforms = np.random.default_rng([seed, keys[i], j]).random(max_new_tokens)
             rows.append(Row(i, j, uniforms))
             hidden_RD = torch.cat([hidden_RD, prompt_1PD[:, -1]])
         # 2. The states at the last tokens give the next tokens.
         next_tokens(model, hidden_RD, rows, temperature, top_p, top_k)
         # 3. Finished rows leave; the last row takes the place, here and in the cache.
+        # From the last row to the first, so that the row moved into place r was looked at.
         for r in reversed(range(len(rows))):
             row, ended = rows[r], rows[r].ids[-1] in stop_ids
             if ended or len(row.ids) == max_new_tokens:
@@ -575,9 +600,8 @@ def generate(
 
 
 def rows_that_fit(config, prompt, slots, weight, wanted):
-    """How many of the wanted cache rows fit beside the weights (of which `weight` is one): on a GPU
-    those that fill 90% of what its free memory leaves to their slots and logits when a prompt of
-    `prompt` tokens is computed; on a CPU all."""
+    """How many of the wanted cache rows fit: on a GPU those whose slots and logits fill 90% of what
+    is free after the prefill of a prompt of `prompt` tokens; on a CPU all. `weight`: any one."""
     if not weight.is_cuda:
         return wanted
     size, token = weight.element_size(), 2 * config.num_hidden_layers * config.num_key_value_heads
@@ -668,9 +692,10 @@ class RewardModel:
     def fits(self, prompt):
         """Whether a statement leaves room for a program."""
         try:
-            return bool(reward_input_ids(self.tokenizer, prompt, "", self.max_length))
+            reward_input_ids(self.tokenizer, prompt, "", self.max_length)
         except UserError:
             return False
+        return True
 
     def score(self, prompt, codes):
         """Raw scores of several programs for one statement."""
@@ -684,6 +709,7 @@ class RewardModel:
             ids, program, cut = reward_input_ids(self.tokenizer, prompt, code, self.max_length)
             groups.setdefault((prompt, tuple(ids)), []).append((code, program))
             self.truncated += cut
+        # All ranks come here, also those with nothing to score.
         model = gathered(self.model, self.model.model.norm.weight.dtype)
         for (prompt, ids), programs in groups.items():
             past = read_prompt(model, ids)
@@ -713,7 +739,7 @@ def empty_model(folder, head, dtype=torch.float32):
         model.score.float()
     wanted = dict(model.named_parameters())
     missing, extra = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
-    if missing == {"score.weight"}:  # a causal LM, whose own head is not used
+    if missing == {"score.weight"}:  # a causal LM gets a score head; only its own may be left over
         missing, extra = set(), extra - {"lm_head.weight"}
     if head == "lm" and config.tie_word_embeddings and "lm_head.weight" in extra:
         # Some checkpoints store the tied head twice; a merged adapter may have untied it.
@@ -762,6 +788,7 @@ def load_model(path, head="lm", dtype=None, device=None, sharded=False, new_head
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if sharded:
         runs.shard(model, model.model.layers, [model.score] if head == "score" else [], device)
+    # After sharding: a rank allocates and reads its own rows only.
     model.to_empty(device=device)
     for name, p in model.named_parameters():
         if slices[name] is None:
@@ -815,8 +842,8 @@ def save_model(model, tokenizer, folder, max_length=4096):
 
 @torch.no_grad()
 def gathered(model, dtype=None):
-    """A plain copy of a model with its present weights, in `dtype` (default: compute_dtype; a score
-    head in fp32), so that decoding, which takes another number of steps on every rank, needs no
+    """An unsharded copy of a model in `dtype` (default: compute_dtype; a score head in fp32), for
+    decoding and scoring: they take a different number of steps on every rank, so they must need no
     communication. All ranks call it. The model itself where there is nothing to gather or cast."""
     weight = model.model.norm.weight
     dtype = dtype or runs.compute_dtype(weight.device)
@@ -855,8 +882,8 @@ class GenerateArgs:
     n: int = 1  # samples
     max_new_tokens: int = 512  # longest answer
     temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0  # sample from the likeliest tokens with this probability in all
-    top_k: int = 0  # sample from so many of the likeliest tokens; 0: from all
+    top_p: float = 1.0  # nucleus sampling: the fewest tokens with this probability in all
+    top_k: int = 0  # sample from the k likeliest tokens; 0: from all
     enable_thinking: bool = True  # False: the answer begins behind an empty think block
     seed: int = 0  # of sampling
     device: str | None = None  # cpu or cuda
@@ -878,17 +905,18 @@ def score_command(argv):
     texts = [read_text(path, "program") for path in args.programs]
     reward_model = RewardModel(args.rm, runs.setup(args.device)[2])
     found = [extract_code(f"```python\n{text}\n```") for text in texts]
-    scores = reward_model.score(statement, [e.code or "" for e in found])
+    scores = iter(reward_model.score(statement, [e.code for e in found if e.code is not None]))
     rows = []
-    for path, e, score in zip(args.programs, found, scores, strict=True):
-        reward = float(shape_reward(score, e.code is not None))
+    for path, e in zip(args.programs, found, strict=True):
+        score = None if e.code is None else next(scores)  # what is no program is not scored
+        reward = float(shape_reward(score or 0.0, e.code is not None))
         rows.append({"score": score, "reward": reward, "reason": e.reason, "program": path})
     rows.sort(key=lambda row: -row["reward"])
     if not args.json:
         print(f"{'score':>10}{'reward':>12}  {'reason':<16}program")
     for row in rows:
-        score, reward, reason, path = row.values()
-        line = f"{score:>10.4f}{reward:>12.5g}  {reason:<16}{path}"
+        score = "-" if row["score"] is None else f"{row['score']:.4f}"
+        line = f"{score:>10}{row['reward']:>12.5g}  {row['reason']:<16}{row['program']}"
         print(json.dumps(row) if args.json else line)
     if reward_model.truncated:
         print(f"{reward_model.truncated} programs cut to fit", file=sys.stderr)

@@ -24,7 +24,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ WARMUP = 5  # steps of linear warmup; then the learning rate is constant
 WEIGHT_DECAY = 0.01
 STD_FLOOR = 0.05  # least standard deviation that advantages are divided by, see group_advantages
 MAX_PROMPT = 4096  # tokens; problems with a longer prompt are left out
-NOTHING = Problem("", "")  # asked by a rank that only takes part in the others' passes
+DUMMY = Problem("", "")  # stands in on a rank that has no micro-batch left; weight 0
 EVAL_PROBLEMS = 48  # in an evaluation during training; before and after it is all of them
 
 
@@ -88,10 +88,10 @@ class Args:
     prompts: int = 16  # prompts a step, over all ranks
     group: int = 8  # answers to a prompt
     temperature: float = 1.2  # of sampling and training; evaluation: the same, but at most 1
-    top_p: float = 1.0  # sample from the likeliest tokens with this probability in all
-    top_k: int = 0  # sample from so many of the likeliest tokens; 0: from all
+    top_p: float = 1.0  # nucleus sampling: the fewest tokens with this probability in all
+    top_k: int = 0  # sample from the k likeliest tokens; 0: from all
     max_new_tokens: int = 160  # longest answer
-    refill: int = 0  # rounds of more prompts until --prompts groups carry a signal (DAPO)
+    refill: int = 0  # extra rounds until --prompts groups have unequal rewards (DAPO)
     prompt_style: str = "plain"  # plain, or lcb: LiveCodeBench's prompt
     enable_thinking: bool = True  # False: answers begin behind an empty think block
     extract: str = "strict"  # extraction mode: strict, paper, last or recover
@@ -101,13 +101,13 @@ class Args:
     verify: bool = False  # leave out problems whose own solution fails its tests
     sandbox: str | None = None  # isolation level: strict or basic; default: strict on Linux
     # update
-    updates: int = 1  # optimizer steps a rollout, each on its part of the groups
+    updates: int = 1  # optimizer steps per rollout, each on its own part of the groups
     lr: float = 3e-4  # learning rate, after five steps of warmup
     clip_low: float = 0.2  # ratio clipped below 1 - clip_low
     clip_high: float = 0.28  # ratio clipped above 1 + clip_high
-    dual_clip: float = 0.0  # bound of the loss of a bad token, in units of its advantage; 0: none
-    norm: str = "token"  # mean over tokens, over samples (seq), or over a constant (const)
-    kl: float = 0.2  # weight of the KL to the initial policy; 0 (the paper): no reference model
+    dual_clip: float = 0.0  # loss of a negative advantage at most this times |advantage|; 0: off
+    norm: str = "token"  # loss averaged over tokens, over answers (seq), or by a constant (const)
+    kl: float = 0.2  # weight of the KL to the initial policy on trained answers; 0 (paper): none
     std_norm: bool = True  # divide advantages by the group's standard deviation (off: Dr. GRPO)
     token_budget: int = 2048  # tokens of a training pass; a GPU wants 16384 or more
     checkpointing: bool = False  # less memory, a third more time: recompute activations
@@ -192,7 +192,7 @@ def reward_exec(rollouts, judges):
 
 
 def reward_partial(rollouts, judges):
-    """The share of all tests that pass. (The released code stops at the first failure and divides
+    """The share of the tests that pass. (The released code stops at the first failure and divides
     by the tests run so far: a program that fails test 10 of 100 gets 9/10.)"""
     for r, seen in zip(rollouts, run_seen_tests(rollouts, judges), strict=True):
         r.reward = None if seen.verdict in NOT_GRADED else seen.pass_rate
@@ -214,6 +214,8 @@ def run_seen_tests(rollouts, judges):
 
 
 REWARDS = {"rm": reward_rm, "exec": reward_exec, "partial": reward_partial}
+ASK_MODEL = {"rm"}  # rewards that use judges.reward_model: it is loaded for them
+ASK_TESTS = {"exec", "partial"}  # rewards that need tests: problems without any are left out
 
 
 # --------------------------------------------------------------------------------------------------
@@ -221,11 +223,11 @@ REWARDS = {"rm": reward_rm, "exec": reward_exec, "partial": reward_partial}
 
 
 def group_advantages(rewards_B, std_norm=True, std_floor=STD_FLOOR, eps=1e-6):
-    """Rewards of one group -> (reward - mean) / (std + eps), std over B - 1. All 0 where the group
-    has no signal: rewards that are equal, or differ by rounding only (std up to 1e-4).
+    """Rewards of one group -> (reward - mean) / (std + eps), the sample std (B - 1). All 0 where
+    the group has no signal: rewards that are equal, or differ by rounding only (std up to 1e-4).
 
     The floor keeps a small difference from becoming a large advantage: without it, one valid
-    program that the model hates (reward 5e-4) among 15 invalid ones has advantage 3.75.
+    program with a very low score (reward 5e-4) among 15 invalid ones has advantage 3.75.
     std_norm=False only subtracts the mean (Dr. GRPO).
 
     >>> [round(a, 3) for a in group_advantages(torch.tensor([1.0, 0, 0, 0])).tolist()]
@@ -253,10 +255,11 @@ def has_signal(group):
 
 def token_weights(mask_BT, norm, samples, tokens, max_new_tokens):
     """What each token counts in the loss, 0 outside the answers. `samples` and `tokens` are those
-    of ALL micro-batches and ranks, so the loss does not depend on how the batch is cut.
+    of the trained answers of ALL micro-batches and ranks, so the loss does not depend on how the
+    batch is cut.
 
-    token: every token alike (DAPO); seq: every sample alike (the original GRPO); const: every token
-    alike, but a long answer is not discounted by the others (Dr. GRPO).
+    token: every token alike (DAPO); seq: every sample alike (the original GRPO); const: divided
+    by samples * max_new_tokens, so no answer's length changes another's weight (Dr. GRPO).
     """
     if norm == "seq":
         return mask_BT / mask_BT.sum(1, keepdim=True).clamp(min=1) / samples
@@ -301,8 +304,8 @@ def update(model, reference, optimizer, groups, args, device, world=1):
     tokens. All ranks call it, each with its groups.
 
     `mismatch` is the largest difference between a token's log-probability in the rollout and in the
-    first update: float noise, or the sampler and the trainer disagree. A gradient that is not
-    finite is skipped and counted; its norm is that of all ranks, so they agree.
+    first update: float noise, or the sampler and the trainer disagree. Answers with advantage 0
+    are left out. An update whose gradient norm is not finite is skipped on all ranks and counted.
     """
     groups = [group for group in groups if has_signal(group)]
     numbers = sorted(runs.gather_lists([group[0].number for group in groups]))
@@ -313,7 +316,9 @@ def update(model, reference, optimizer, groups, args, device, world=1):
     for part in range(updates):
         chosen = numbers[part * len(numbers) // updates : (part + 1) * len(numbers) // updates]
         mine, trained = [], []
-        for group in (group for group in groups if group[0].number in chosen):
+        for group in groups:
+            if group[0].number not in chosen:
+                continue
             kept = [r for r in group if r.advantage != 0.0]
             room = args.token_budget - len(group[0].prompt_ids)
             mine.append((group[0].prompt_ids, cut_rows(kept, lambda r: len(r.ids), room)))
@@ -339,9 +344,10 @@ def update(model, reference, optimizer, groups, args, device, world=1):
 
 
 def backward_batch(model, reference, prompt, past, batch, samples, tokens, args, world):
-    """Forward and backward pass of one micro-batch -> (sums of metrics, largest mismatch). A batch
-    None takes part with weight 0, as training_passes asks."""
-    device, rows = past[0][0].device, batch or [Rollout(NOTHING, ids=[0], old_logp=[0.0])]
+    """Forward and backward pass of one micro-batch -> (its part of the metrics, largest mismatch).
+    `batch` None: this rank has no work left but must make the same passes: a dummy of weight 0."""
+    device = past[0][0].device
+    rows = batch or [Rollout(DUMMY, ids=[0], old_logp=[0.0])]
     ids_BT, lengths_B = rows_after(prompt, [r.ids for r in rows], device)
     mask_BT = torch.arange(1, ids_BT.shape[1], device=device) < lengths_B[:, None]
     support = [r.support for r in rows] if rows[0].support else None
@@ -351,7 +357,7 @@ def backward_batch(model, reference, prompt, past, batch, samples, tokens, args,
     logp_BT, entropy_BT = token_logprobs(model, hidden_BTD, support=support, **logprobs)
     ref_logp_BT = None
     if reference:
-        with torch.no_grad():
+        with torch.no_grad():  # its prompt is computed again for each micro-batch
             hidden_BTD = reference(ids_BT, read_prompt(reference, prompt))[0][:, :-1]
             ref_logp_BT, _ = token_logprobs(reference, hidden_BTD, support=support, **logprobs)
     old_logp_N = torch.tensor([logp for r in rows for logp in r.old_logp], device=device)
@@ -365,9 +371,10 @@ def backward_batch(model, reference, prompt, past, batch, samples, tokens, args,
     )  # fmt: skip
     (loss * world).backward()  # sharded gradients are means over ranks, the loss is a sum over them
     share_BT = mask_BT * bool(batch) / tokens
-    means = {name: (v * share_BT).sum() for name, v in {"entropy": entropy_BT, **metrics}.items()}
+    metrics["entropy"] = entropy_BT
+    parts = {name: (value * share_BT).sum() for name, value in metrics.items()}
     difference = ((logp_BT.detach() - old_logp_BT).abs() * (share_BT > 0)).max()
-    return {"loss": loss.detach(), **means}, difference
+    return {"loss": loss.detach(), **parts}, difference
 
 
 # --------------------------------------------------------------------------------------------------
@@ -394,7 +401,7 @@ def input_list(args):
     files = input_files("--problems", args.problems)
     files += input_files("--eval-problems", args.eval_problems)
     files += [("--policy", file) for file in hub.weight_files(args.policy)]
-    if args.reward == "rm":
+    if args.reward in ASK_MODEL:
         files += [("--rm", file) for file in hub.weight_files(args.rm)]
     return files
 
@@ -421,7 +428,7 @@ def load_data(args, tokenizer, judges, log):
         return kept
 
     model = judges.reward_model
-    problems = usable("--problems", args.problems, args.reward in ("exec", "partial"))
+    problems = usable("--problems", args.problems, args.reward in ASK_TESTS)
     evaluated = usable("--eval-problems", args.eval_problems, True)
     both = len({p.prompt for p in problems} & {p.prompt for p in evaluated})
     if both:
@@ -430,16 +437,21 @@ def load_data(args, tokenizer, judges, log):
 
 
 def problem_at(number, problems, seed):
-    """The problem of prompt `number` of the run: each once an epoch, in an order of the epoch's."""
+    """The problem of prompt `number` of the run: each once per epoch, shuffled anew."""
     epoch, at = divmod(number, len(problems))
-    order = list(range(len(problems)))
-    random.Random(f"order-{seed}-{epoch}").shuffle(order)
-    return problems[order[at]]
+    return problems[epoch_order(f"order-{seed}-{epoch}", len(problems))[at]]
+
+
+@cache
+def epoch_order(seed, size):
+    order = list(range(size))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def answer(policy, tokenizer, problems, numbers, judges, evaluation=False, audit=True):
-    """Answers to problems, with rewards, and with `audit` the verdicts of all tests -> groups of
-    Rollout, a list a problem. Evaluation has a random stream of its own, the same every time."""
+    """Answers to problems -> a list of Rollout per problem, with rewards, and with `audit` the
+    verdicts of all tests. Evaluation has a random stream of its own, the same every time."""
     args = judges.args
     sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
     sampling |= {"seed": args.seed, "max_new_tokens": args.max_new_tokens}
@@ -470,7 +482,8 @@ def sample_step(policy, tokenizer, problems, cursor, step, judges, rank, world):
         new = answer(policy, tokenizer, asked, numbers, judges, audit=audit)
         set_advantages(new, args)
         groups, cursor, rounds = groups + new, cursor + missing, rounds - 1
-        missing -= int(runs.total(torch.tensor(sum(map(has_signal, new)))))
+        with_signal = torch.tensor(sum(has_signal(group) for group in new))
+        missing -= int(runs.total(with_signal))
     return groups, cursor
 
 
@@ -495,8 +508,8 @@ def main():
     tokenizer = Tokenizer(args.policy)
     run = Run(args, COLUMNS, input_list(args), rank)
     with Sandbox(level=args.sandbox) as sandbox:
-        reward_model = RewardModel(args.rm, device, sharded=True) if args.reward == "rm" else None
-        judges = Judges(reward_model, sandbox, args)
+        model = RewardModel(args.rm, device, sharded=True) if args.reward in ASK_MODEL else None
+        judges = Judges(model, sandbox, args)
         problems, eval_problems = load_data(args, tokenizer, judges, log)
         stride = math.ceil(len(eval_problems) / EVAL_PROBLEMS)
 

@@ -14,7 +14,7 @@ One GPU of 80 GB, and one node of eight (estimated; rates and batches after publ
         --pairs codescalerpair:FILE --epochs 1 --lr 2e-6 --batch 256 --token-budget 32768 \\
         --checkpointing --save-every 50
 
-`python train_rm.py` does the same on one process. The toy run takes about 4 minutes on 2 CPU cores.
+`python train_rm.py` does the same on one process. The toy run takes about 5 minutes on 2 CPU cores.
 It prints the funnel from problems to pairs, a line a step, and a table: held-out accuracy before
 and after, beside "longer wins" and "shorter wins", and whether the score follows execution. The run
 folder (--out) holds args.json, metrics.csv, samples.jsonl, pairs.jsonl, result.json and
@@ -75,7 +75,7 @@ from sandbox import Sandbox
 
 COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,tokens,seconds"
 COLUMNS = COLUMNS.split(",")
-CENTER_AT = 3.0  # mean score of a pair that --center pulls to: softplus is flat far below 0
+CENTER_AT = 3.0  # mean score that --center pulls to: far below 0 softplus tells nothing apart
 TOGETHER = 4  # pairs of a problem that follow each other in the order: they share their prompt
 
 
@@ -88,7 +88,7 @@ class Args:
     policy: list = field(default_factory=lambda: ["tiny/policy"])  # models to sample programs from
     out: str = "out/rm"  # run folder
     epochs: float = 2.5  # passes over the pairs
-    steps: int | None = None  # optimizer steps, in place of --epochs
+    steps: int | None = None  # optimizer steps, in place of --epochs; sets the cosine of --lr too
     batch: int = 32  # pairs a step
     lr: float = 5e-4  # peak learning rate; warmup over 5% of the steps, then a cosine to a tenth
     # pairs
@@ -107,7 +107,7 @@ class Args:
     sandbox: str | None = None  # isolation level: strict or basic; default: strict on Linux
     # training
     held_out: float = 0.15  # share of the problems whose pairs are kept for evaluation
-    center: float = 0.01  # weight of (chosen + rejected - 6)^2, which fixes the level of the scores
+    center: float = 0.01  # weight of (chosen + rejected - 6)^2, which fixes the mean score
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
     token_budget: int = 2048  # tokens of a training pass; a GPU wants 16384 or more
     checkpointing: bool = False  # less memory, a third more time: recompute activations
@@ -179,7 +179,7 @@ def encode_pairs(tokenizer, pairs, max_length, log):
 
 
 def micro_batches(pairs, token_budget):
-    """[EncodedPair] -> [(prompt ids, lists of its pairs that fit a pass)]."""
+    """[EncodedPair] -> [(prompt ids, its micro-batches: lists of pairs that fit one pass)]."""
     by_prompt = {}
     for pair in pairs:
         by_prompt.setdefault(pair.prompt, []).append(pair)
@@ -190,7 +190,7 @@ def micro_batches(pairs, token_budget):
 
 
 def pair_length(pair):
-    """Padded tokens of a pair in a pass, where it has two rows."""
+    """Padded tokens of a pair in a pass, at most: two rows, which other pairs may share."""
     return 2 * max(len(pair.chosen), len(pair.rejected))
 
 

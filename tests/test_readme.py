@@ -128,7 +128,7 @@ def test_the_reward_of_the_readme_rewards(monkeypatch):
     monkeypatch.setattr(grpo, "REWARDS", dict(grpo.REWARDS))
     exec(snippet, vars(grpo))
     codes = ("x = 1", "x = 1  # longer", None)
-    rollouts = [grpo.Rollout(grpo.NOTHING, code=code) for code in codes]
+    rollouts = [grpo.Rollout(grpo.DUMMY, code=code) for code in codes]
     grpo.REWARDS["short"](rollouts, None)
     short, long, none = (r.reward for r in rollouts)
     assert short > long > none == 0.0

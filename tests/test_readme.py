@@ -23,7 +23,6 @@ GRPO = "--limit 8 --prompts 2 --group 4 --steps 1 --eval-group 2 --max-new-token
 # that fits counts.
 VARIANTS = {
     "pip install": (None, "the tests run in what it installed"),
-    "pytest": (None, "that is this"),
     "torchrun --nproc": (None, "several GPUs; tests/test_ranks.py runs two ranks"),
     "python codescaler.py score --rm LARK-Lab": (None, "network"),
     "torchrun train_rm.py": (RM, "slow"),
@@ -33,14 +32,9 @@ VARIANTS = {
     "python grpo.py": (f"{GRPO} --no-resume", "slow"),
     "python bench.py sample": ("--limit 4 --n 2", "slow"),
     "python bench.py bon": ("", "slow"),
-    "python bench.py plot": ("", "slow"),
     "python bench.py memory": ("", ""),
     "python problems.py": ("", ""),
     "python tiny/make.py": (None, "20 minutes"),
-    "python tests/speed.py": (
-        None,
-        "needs trl; tests/test_bench.py runs its parts",
-    ),
     "python sandbox.py --check": ("", ""),
 }
 FILES = {  # stands for files that a user has

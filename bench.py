@@ -505,11 +505,8 @@ def token_bytes(c):
 def memory_items(policy, rm, args):
     """[(phases, item, bytes on one GPU)]; a phase needs all of its items at once."""
     (P, block), (kv, kept), V = num_parameters(policy), token_bytes(policy), policy.vocab_size
-    layers, length, every = (
-        policy.num_hidden_layers,
-        args.prompt + args.response,
-        "train roll score",
-    )
+    layers, length = policy.num_hidden_layers, args.prompt + args.response
+    every = "train reduce roll score"
     R, (rm_kv, rm_kept) = (num_parameters(rm, "score")[0], token_bytes(rm)) if rm else (0, (0, 0))
     root = P - layers * block  # embedding and head
     tokens = max(args.token_budget, length)  # a pass has one whole answer at least
@@ -518,9 +515,10 @@ def memory_items(policy, rm, args):
         (every, "weights and AdamW's moments, fp32", 12 * P / args.gpus),
         (every, "reference, bf16", 2 * P / args.gpus * args.kl),
         (every, "reward model, bf16", 2 * R / args.gpus),
-        ("train", "gradients, fp32", 4 * P / args.gpus),
-        ("train", "two gathered blocks, embedding and head, bf16", 2 * (2 * block + root)),
-        ("train", "largest gradient before it is shared out", 6 * max(block, root)),
+        ("train reduce", "gradients, fp32", 4 * P / args.gpus),
+        ("train reduce", "two gathered blocks, embedding and head, bf16", 2 * (2 * block + root)),
+        # At the end of the backward pass, when the activations are gone.
+        ("reduce", "largest gradient before it is shared out", 6 * max(block, root)),
         ("train", "activations kept", layers * stored * tokens),
         ("train", "a block computed again", kept * tokens * args.checkpointing),
         ("train", "keys and values of the prompt, and gradients", 2 * kv * args.prompt),
@@ -547,6 +545,7 @@ def bench_memory(argv):
     items = memory_items(shape(args.model), None if args.rm == "none" else shape(args.rm), args)
     phases = {
         "train": "training",
+        "reduce": "sharing of gradients",
         "roll": "rollout",
         **({} if args.rm == "none" else {"score": "scoring"}),
     }

@@ -36,6 +36,7 @@ VARIANTS = {
     "python problems.py": ("", ""),
     "python tiny/make.py": (None, "20 minutes"),
     "python sandbox.py --check": ("", ""),
+    "python tests/speed.py": (None, "needs trl; tests/test_bench.py runs its parts"),
 }
 FILES = {  # stands for files that a user has
     "mine.jsonl": [

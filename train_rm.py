@@ -14,7 +14,7 @@ One GPU of 80 GB, and one node of eight (estimated; rates and batches after publ
         --pairs codescalerpair:FILE --epochs 1 --lr 2e-6 --batch 256 --token-budget 32768 \\
         --checkpointing --save-every 50
 
-`python train_rm.py` does the same on one process. The toy run takes about 5 minutes on 2 CPU cores.
+`python train_rm.py` does the same on one process. The toy run takes about 4 minutes on 2 CPU cores.
 It prints the funnel from problems to pairs, a line a step, and a table: held-out accuracy before
 and after, beside "longer wins" and "shorter wins", and whether the score follows execution. The run
 folder (--out) holds args.json, metrics.csv, samples.jsonl, pairs.jsonl, result.json and

@@ -13,6 +13,7 @@ one that fails any. The rest is ours, and every rule is a line of the funnel.
 import ast
 import io
 import itertools
+import math
 import os
 import random
 import re
@@ -449,6 +450,14 @@ def collect(problems, args, sandbox, done=(), device="cpu", rank=0, world=1):
 # the pair rule
 
 
+def in_turn(failing, rng):
+    """Failing programs in random order, near misses (half of the tests pass or more) and others in
+    turn, so that a cap takes as many of both."""
+    rng.shuffle(failing)
+    near, far = ([r for r in failing if (r.pass_rate >= 0.5) == side] for side in (True, False))
+    return [r for both in itertools.zip_longest(near, far) for r in both if r]
+
+
 def make_pairs(rollouts, rules, seed=0):
     """Rollouts -> (pairs, funnel): all-pass over any-fail within a problem, and passing programs
     over their mutants. `rules` has min_tests, max_pairs and mutants. `funnel` is a list of (what,
@@ -477,12 +486,16 @@ def make_pairs(rollouts, rules, seed=0):
     drawn = {"pairs": [], "mutant pairs": []}
     for group in groups.values():
         good = [r.code for r in group if r.verdict == "pass"]
-        bad = [r for r in group if r.verdict != "pass" and not r.parent]
-        couples = list(itertools.product(good, bad))
-        changed = [(r.parent, r) for r in group if r.parent]
-        counts.append(len(couples))
-        drawn["pairs"] += rng.sample(couples, min(len(couples), rules.max_pairs))
-        drawn["mutant pairs"] += rng.sample(changed, min(len(changed), rules.mutants))
+        bad = in_turn([r for r in group if r.verdict != "pass" and not r.parent], rng)
+        changed = in_turn([r for r in group if r.parent], rng)
+        rng.shuffle(good)
+        # Every couple once, each program as often as the others: (0, 0), (1, 1), ...; after a round
+        # of all of them shifted by one: (0, 1), (1, 2), ...
+        counts.append(len(good) * len(bad))
+        for i in range(min(counts[-1], rules.max_pairs)):
+            shift = i // math.lcm(len(good), len(bad))
+            drawn["pairs"].append((good[i % len(good)], bad[(i + shift) % len(bad)]))
+        drawn["mutant pairs"] += [(r.parent, r) for r in changed[: rules.mutants]]
     both = len(counts) - counts.count(0)
     funnel.append(("with both", both, "problems with a passing and a failing program"))
     rule = f"at most {rules.max_pairs} a problem (--max-pairs) of {sum(counts)} couples"

@@ -212,6 +212,8 @@ def draw(values, runs, path):
     c.minorticks_off()
     for arm, label in (("rm", "one reward model"), ("rm-refreshed", "refreshed halfway")):
         found = [auc_over_steps(run, arm) for run in runs if after_grpo(run, arm)]
+        if not found:
+            continue
         steps = sorted(set.intersection(*map(set, found)))
         middle, low, high = zip(*(interval([one[step] for one in found]) for step in steps))
         d.plot(steps, middle, marker="o", label=label)

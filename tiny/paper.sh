@@ -18,7 +18,7 @@ one_seed() {
   }
   policy() {  # STEPS NAME FLAGS...
     [ -f "$run/$2/result.json" ] || python grpo.py --seed "$seed" --steps "$1" --out "$run/$2" \
-      --save-every 10 "${@:3}" $RL_FLAGS
+      --save-every 25 "${@:3}" $RL_FLAGS
   }
   halfway() {  # NAME FLAGS...: the run, and in NAME-half what it was after half of its steps
     [ -d "$run/$1-half" ] || {
@@ -28,39 +28,45 @@ one_seed() {
     }
     policy "$STEPS" "$@"
   }
-  # a. Execution as the reward, with K tests of each problem (exec: all 12).
-  halfway exec --reward exec
-  for k in 1 2 3 6; do policy "$STEPS" "exec-tests-$k" --reward exec --reward-tests $k; done
-  # b. The reward model: more verified problems, more epochs, programs of early and late policies.
+  # The two commands of the README, and execution as the reward.
   reward_model model
   halfway rm --reward rm --rm "$run/model"
-  while read -r name flags; do
-    reward_model "model-$name" $flags </dev/null
-    policy "$STEPS" "rm-$name" --reward rm --rm "$run/model-$name" </dev/null
-  done <<END
-150 --limit 150
-600 --limit 600
-4000 --problems toy:untested+tests
-epochs-0.5 --pairs $run/model/pairs.jsonl --epochs 0.5
-epochs-5 --pairs $run/model/pairs.jsonl --epochs 5
-recipe --group 3 --policy tiny/policy $run/exec-half $run/exec
-END
-  # c. Few problems with tests, against the reward model on thousands without.
-  for n in 2 8 64; do
-    python tiny/paper.py few $n "$run/few-$n.jsonl"
-    policy "$STEPS" "exec-problems-$n" --reward exec --problems "$run/few-$n.jsonl"
-  done
-  policy "$STEPS" rm-untested --reward rm --rm "$run/model" --problems toy:untested
+  halfway exec --reward exec
+  # Best of 16 answers of the first policy, chosen by K tests or by a reward model.
+  [ -f "$run/bon.jsonl" ] || {
+    python bench.py sample --seed "$seed" --rm "$run/model" --out "$run/samples" $BON_FLAGS
+    python bench.py bon --store "$run/samples" --tests 1 2 3 6 12 --json >"$run/bon.part"
+    mv "$run/bon.part" "$run/bon.jsonl"
+  }
+  # a. Execution as the reward, with K tests of each problem (exec: all 12). From here on nothing
+  # is needed but the result: one evaluation at the end, few audits.
+  quick="--eval-every $STEPS --audit-every 10"
+  for k in 1 2 3 6; do policy "$STEPS" "exec-tests-$k" --reward exec --reward-tests $k $quick; done
   # d. Refresh the reward model on the new policy's programs, and go on with it.
   reward_model model-refreshed --init "$run/model" --policy "$run/rm-half"
   policy $((STEPS - STEPS / 2)) rm-refreshed --reward rm --rm "$run/model-refreshed" \
     --policy "$run/rm-half"
-  # Best of 16 answers of the first policy, chosen by K tests or by a reward model.
-  python bench.py sample --seed "$seed" --rm "$run/model" --out "$run/samples" $BON_FLAGS
+  # b. The reward model: more verified problems, more epochs, programs of early and late policies.
+  while read -r name flags; do
+    reward_model "model-$name" $flags </dev/null
+    policy "$STEPS" "rm-$name" --reward rm --rm "$run/model-$name" $quick </dev/null
+  done <<END
+150 --limit 150
+recipe --group 3 --policy tiny/policy $run/exec-half $run/exec
+4000 --problems toy:untested+tests
+epochs-0.5 --pairs $run/model/pairs.jsonl --epochs 0.5
+epochs-5 --pairs $run/model/pairs.jsonl --epochs 5
+600 --limit 600
+END
+  # c. Few problems with tests, against the reward model on thousands without.
+  for n in 2 8 64; do
+    python tiny/paper.py few $n "$run/few-$n.jsonl"
+    policy "$STEPS" "exec-problems-$n" --reward exec --problems "$run/few-$n.jsonl" $quick
+  done
+  policy "$STEPS" rm-untested --reward rm --rm "$run/model" --problems toy:untested $quick
   for model in "$run"/model*; do
     python bench.py rm --rm "$model" --store "$run/samples" --json >"$model/store.jsonl"
   done
-  python bench.py bon --store "$run/samples" --tests 1 2 3 6 12 --json >"$run/bon.jsonl"
 }
 
 export -f one_seed

@@ -28,20 +28,26 @@ one_seed() {
     }
     policy "$STEPS" "$@"
   }
-  # The two commands of the README, and execution as the reward.
+  # Most arms only give a result: one evaluation at the end, and few audits.
+  quick="--eval-every $STEPS --audit-every 10"
+  # a. Execution as the reward, with K tests of each problem (exec: all 12).
+  halfway exec --reward exec
+  for k in 1 2 3 6; do policy "$STEPS" "exec-tests-$k" --reward exec --reward-tests $k $quick; done
+  # c. Few problems with tests, against the reward model on thousands without (below).
+  for n in 2 8 64; do
+    python tiny/paper.py few $n "$run/few-$n.jsonl"
+    policy "$STEPS" "exec-problems-$n" --reward exec --problems "$run/few-$n.jsonl" $quick
+  done
+  # The two commands of the README.
   reward_model model
   halfway rm --reward rm --rm "$run/model"
-  halfway exec --reward exec
+  policy "$STEPS" rm-untested --reward rm --rm "$run/model" --problems toy:untested $quick
   # Best of 16 answers of the first policy, chosen by K tests or by a reward model.
   [ -f "$run/bon.jsonl" ] || {
     python bench.py sample --seed "$seed" --rm "$run/model" --out "$run/samples" $BON_FLAGS
     python bench.py bon --store "$run/samples" --tests 1 2 3 6 12 --json >"$run/bon.part"
     mv "$run/bon.part" "$run/bon.jsonl"
   }
-  # a. Execution as the reward, with K tests of each problem (exec: all 12). From here on nothing
-  # is needed but the result: one evaluation at the end, few audits.
-  quick="--eval-every $STEPS --audit-every 10"
-  for k in 1 2 3 6; do policy "$STEPS" "exec-tests-$k" --reward exec --reward-tests $k $quick; done
   # d. Refresh the reward model on the new policy's programs, and go on with it.
   reward_model model-refreshed --init "$run/model" --policy "$run/rm-half"
   policy $((STEPS - STEPS / 2)) rm-refreshed --reward rm --rm "$run/model-refreshed" \
@@ -58,12 +64,6 @@ epochs-0.5 --pairs $run/model/pairs.jsonl --epochs 0.5
 epochs-5 --pairs $run/model/pairs.jsonl --epochs 5
 600 --limit 600
 END
-  # c. Few problems with tests, against the reward model on thousands without.
-  for n in 2 8 64; do
-    python tiny/paper.py few $n "$run/few-$n.jsonl"
-    policy "$STEPS" "exec-problems-$n" --reward exec --problems "$run/few-$n.jsonl" $quick
-  done
-  policy "$STEPS" rm-untested --reward rm --rm "$run/model" --problems toy:untested $quick
   for model in "$run"/model*; do
     python bench.py rm --rm "$model" --store "$run/samples" --json >"$model/store.jsonl"
   done

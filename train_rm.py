@@ -87,7 +87,7 @@ class Args:
     problems: str = "toy:train"  # problems to collect on (SPEC[,SPEC...])
     policy: list = field(default_factory=lambda: ["tiny/policy"])  # models to sample programs from
     out: str = "out/rm"  # run folder
-    epochs: float = 2.5  # passes over the pairs
+    epochs: float = 3.0  # passes over the pairs
     steps: int | None = None  # optimizer steps, in place of --epochs; sets the cosine of --lr too
     batch: int = 32  # pairs a step
     lr: float = 5e-4  # peak learning rate; warmup over 5% of the steps, then a cosine to a tenth

@@ -25,7 +25,7 @@ TESTS = (1, 2, 3, 6, 12)  # of each problem, that the reward or the selector see
 FEW = (2, 8, 64)  # problems with tests, for execution as the reward; all are 1200
 MODELS = {  # reward models: how they were trained, and the end of their folders' names
     "150 problems": "-150", "600 problems": "-600", "1200 problems": "", "4000 problems": "-4000",
-    "0.5 epochs": "-epochs-0.5", "5 epochs": "-epochs-5", "early and late policies": "-recipe",
+    "1 epoch": "-epochs-1", "6 epochs": "-epochs-6", "early and late policies": "-recipe",
 }  # fmt: skip
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5%, 1 to 9 degrees
 MEASURES = {
@@ -180,7 +180,7 @@ def draw(values, runs, path):
             level(a, measure, f"reward model, {name}", what, color=color, linewidth=width)
     a.set(title="a. What is the reward model worth in tests?", xlabel="K: tests a problem")
     a.set_xticks(TESTS)
-    problems, epochs = list(MODELS)[:4], ("0.5 epochs", "1200 problems", "5 epochs")
+    problems, epochs = list(MODELS)[:4], ("1 epoch", "1200 problems", "6 epochs")
     for measure in MEASURES:
         names = [f"reward model, {name}" for name in problems]
         sizes = [int(name.split()[0]) for name in problems]
@@ -188,7 +188,7 @@ def draw(values, runs, path):
         color = b.lines[-1].get_color()
         for marker, name in zip("v^", (epochs[0], epochs[2])):
             value = interval(values[measure, f"reward model, {name}"])[0]
-            label = f"the same at {name} (else 2.5)" if measure == "pair accuracy" else None
+            label = f"the same at {name} (else 3)" if measure == "pair accuracy" else None
             b.plot(
                 [1200], [value], marker, color=color, label=label, markersize=9, fillstyle="none"
             )

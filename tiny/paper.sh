@@ -60,8 +60,8 @@ one_seed() {
 150 --limit 150
 recipe --group 3 --policy tiny/policy $run/exec-half $run/exec
 4000 --problems toy:untested+tests
-epochs-0.5 --pairs $run/model/pairs.jsonl --epochs 0.5
-epochs-5 --pairs $run/model/pairs.jsonl --epochs 5
+epochs-1 --pairs $run/model/pairs.jsonl --epochs 1
+epochs-6 --pairs $run/model/pairs.jsonl --epochs 6
 600 --limit 600
 END
   for model in "$run"/model*; do

@@ -113,6 +113,10 @@ class RowError(UserError):
         self.reason = reason
 
 
+class UselessRow(RowError):
+    """A row that fits and teaches nothing: left out of our own schema too."""
+
+
 def file_items(path):
     """The objects of a .json or .parquet file, or the lines of a .jsonl or .jsonl.gz file."""
     if path.startswith("hub:"):
@@ -202,24 +206,26 @@ def own_problem(row, where):
 def mbpp_problem(row, where):
     """MBPP, full or sanitized. The first assert goes into the statement, as in the MBPP paper:
     without it nobody can know the function's name."""
-    cases = [{"assert": line} for line in need(row, where, "test_list", kind=list)]
-    example = f"\n\nYour code should pass this test:\n{cases[0]['assert']}" if cases else ""
-    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+    asserts = need(row, where, "test_list", kind=list)
+    example = f"\n\nYour code should pass this test:\n{asserts[0]}" if asserts else ""
     ours = {"id": f"mbpp/{row.get('task_id', where)}", "source": "mbpp"}
     ours["prompt"] = need(row, where, "text", "prompt") + example
-    ours["tests"] = {"kind": "assert", "cases": cases, "setup": setup} if cases else None
     ours["solution"] = need(row, where, "code").replace("\r\n", "\n")
+    if asserts:
+        setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+        cases = [{"assert": line} for line in asserts]
+        ours["tests"] = {"kind": "assert", "cases": cases, "setup": setup}
     return own_problem(ours, where)
 
 
 def humaneval_problem(row, where):
     """HumanEval. The code above the body is also the setup: a check may call its helpers."""
     starter, name = need(row, where, "prompt"), need(row, where, "entry_point")
-    tests = {"kind": "assert", "cases": [{"check": row["test"]}]}
     ours = {"id": row["task_id"], "source": "humaneval", "starter": starter}
     ours["prompt"] = f"Complete the function `{name}`:\n\n{starter}"  # no starter for reward models
-    ours["tests"] = tests | {"entry_point": name, "setup": starter}
     ours["solution"] = starter + row["canonical_solution"]
+    cases = [{"check": row["test"]}]
+    ours["tests"] = {"kind": "assert", "cases": cases, "entry_point": name, "setup": starter}
     return own_problem(ours, where)
 
 
@@ -233,16 +239,16 @@ def cure_problem(row, where):
     return own_problem(ours | {"prompt": row["question"]}, where)
 
 
-def text_of(value):
-    """Input or output of a stdin test: lines and numbers -> a text; texts stay as they are."""
-    lines = value if isinstance(value, list) else [value]
-    if isinstance(value, str) or not all(isinstance(line, str | int | float) for line in lines):
-        return value  # what is no text is refused later
-    return "".join(f"{line}".removesuffix("\n") + "\n" for line in lines)
-
-
 def stdin_tests(pairs, time_limit=None):
-    cases = [{"input": text_of(given), "output": text_of(wanted)} for given, wanted in pairs]
+    """[(input, output)] -> tests, None without any. Both are texts, lists of lines or numbers."""
+
+    def text(value):
+        lines = value if isinstance(value, list) else [value]
+        if isinstance(value, str) or not all(isinstance(line, str | int | float) for line in lines):
+            return value  # what is no text is refused later
+        return "".join(f"{line}".removesuffix("\n") + "\n" for line in lines)
+
+    cases = [{"input": text(given), "output": text(wanted)} for given, wanted in pairs]
     return {"kind": "stdin", "cases": cases, "time_limit": time_limit} if cases else None
 
 
@@ -277,10 +283,9 @@ def deepcoder_problem(row, where):
         name = f"Solution.{name}" if "class Solution" in (ours["starter"] or "") else name
         cases = call_cases(pairs, word == "functional")
         ours["tests"] = {"kind": "call", "cases": cases, "entry_point": name, "setup": PRELUDE}
-    solutions = row.get("solutions")
-    solution = solutions[0] if isinstance(solutions, list) and solutions else None
-    is_fenced = solution and "```" in solution
-    ours["solution"] = extract_code(solution).code if is_fenced else solution
+    if isinstance(solutions := row.get("solutions"), list) and solutions:
+        is_fenced = "```" in solutions[0]
+        ours["solution"] = extract_code(solutions[0]).code if is_fenced else solutions[0]
     return own_problem(ours, where)
 
 
@@ -322,68 +327,81 @@ def plain_data(value):
     return json.loads(json.dumps(value), object_hook=restore)
 
 
-# format -> (what reads the rows of a path, what makes a problem of a row)
-LOADERS = {
-    "own": (raw_rows, own_problem),
-    "toy": (world.rows, own_problem),
-    "mbpp": (raw_rows, mbpp_problem),
-    "humaneval": (raw_rows, humaneval_problem),
-    "cure": (raw_rows, cure_problem),
-    "deepcoder": (raw_rows, deepcoder_problem),
+FORMATS = {
+    "own": own_problem,
+    "toy": own_problem,
+    "mbpp": mbpp_problem,
+    "humaneval": humaneval_problem,
+    "cure": cure_problem,
+    "deepcoder": deepcoder_problem,
 }
+READERS = {"toy": world.rows}  # of formats whose rows are in no file
 
 
 # --------------------------------------------------------------------------------------------------
 # loading, and the data's own solutions
 
 
+def load_rows(spec, formats, accept, what, limit, log, flag):
+    """`FILE` (our own schema) or `FORMAT:PATH` -> list of `what`: problems or pairs.
+
+    `accept` takes what a format makes of a row, and "FILE row N", and returns the list of what is
+    kept of it. A row that does not fit ends the load in our own schema; elsewhere it is left out
+    and counted by reason. `log`, or else stderr, is told. Raises UserError.
+    """
+    kind, _, path = spec.partition(":")
+    if not path or kind == "hub":
+        kind, path = "own", spec
+    if kind not in formats:
+        known = ", ".join(formats)
+        raise UserError(f"{flag} {spec!r}: expected a file or FORMAT:PATH; formats: {known}")
+    found, left_out, count = [], defaultdict(list), 0  # left_out: reason -> errors
+    for item, where in READERS.get(kind, raw_rows)(path, limit):
+        count += 1
+        try:
+            found += accept(formats[kind](as_row(item, where), where), where)
+        except Exception as error:  # nothing but the row is looked at: it is at fault
+            if not isinstance(error, RowError):
+                error = RowError(where, f"not of this format ({type(error).__name__})", error)
+            if kind == "own" and not isinstance(error, UselessRow):
+                raise error from None
+            left_out[error.reason].append(error)
+    lines = [f"left out {len(rows)} of {count}: {rows[0]}" for rows in left_out.values()]
+    if not found:
+        raise UserError(f"{flag} {spec}: no {what} left (--limit {limit}): {'; '.join(lines[:1])}")
+    if 5 * (number := sum(map(len, left_out.values()))) > count:
+        lines.append(f"WARNING: {number} of {count} rows do not fit and are left out")
+    if lines:
+        text = "\n  ".join([f"{spec}: {len(found)} {what}s", *lines])
+        (log or partial(print, file=sys.stderr))(text)
+    return found
+
+
 def load_problems(spec, limit=None, min_tests=0, log=None, flag="--problems"):
     """`SPEC[,SPEC...]` -> list of Problem. A spec is a file in our own schema or `FORMAT:PATH` with
-    a format of `LOADERS`, e.g. `mbpp:mbpp.jsonl`, `toy:train`, `toy:untested`, `toy:test`.
+    a format of `FORMATS`, e.g. `mbpp:mbpp.jsonl`, `toy:train`, `toy:untested`, `toy:test`.
 
     `limit` keeps the first rows of each spec, `min_tests` leaves out problems with fewer tests that
-    have any. A row that does not fit ends the load in our own schema and is left out elsewhere.
-    `log` is told what was loaded and left out; without it stderr is told what was left out. Raises
-    UserError.
+    have any. `log` is told what was loaded and left out. Raises UserError.
     """
-    problems, ids = [], set()
+    ids, found = set(), []
+
+    def accept(problem, where):
+        if problem.id in ids:
+            raise RowError(where, "the id appears twice", problem.id)
+        ids.add(problem.id)
+        return [problem]
+
     for part in spec.split(","):
-        kind, _, path = part.partition(":")
-        if not path or kind == "hub":
-            kind, path = "own", part
-        if kind not in LOADERS:
-            formats = ", ".join(LOADERS)
-            raise UserError(f"{flag} {part!r}: expected a file or FORMAT:PATH; formats: {formats}")
-        rows, make = LOADERS[kind]
-        found, misfits = [], defaultdict(list)  # misfits: reason -> messages
-        for item, where in rows(path, limit):
-            try:
-                problem = make(as_row(item, where), where)
-                if problem.id in ids:
-                    raise RowError(where, "the id appears twice", problem.id)
-                ids.add(problem.id)
-                found.append(problem)
-            except Exception as error:  # nothing but the row is looked at: it is at fault
-                if not isinstance(error, RowError):
-                    error = RowError(where, f"not of this format ({type(error).__name__})", error)
-                if make is own_problem:
-                    raise error from None
-                misfits[error.reason].append(str(error))
-        left_out = sum(map(len, misfits.values()))
-        count = len(found) + left_out
-        kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
+        found += load_rows(part, FORMATS, accept, "problem", limit, log, flag)
+    kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
+    dropped = f"{len(found) - len(kept)} dropped by --min-tests {min_tests}"
+    if not kept:
+        raise UserError(f"{flag} {spec}: no problem left (--limit {limit}): {dropped}")
+    if log:
         tested = sum(p.tests is not None for p in kept)
-        summary = f"{part}: {len(kept)} problems, {tested} with tests, "
-        lines = [f"{summary}{len(found) - len(kept)} dropped by --min-tests {min_tests}"]
-        lines += [f"left out {len(texts)} of {count}: {texts[0]}" for texts in misfits.values()]
-        if not kept:
-            raise UserError(f"{flag}: no problem left (--limit {limit}): {'; '.join(lines[:2])}")
-        if 5 * left_out > count:
-            lines.append(f"WARNING: {left_out} of {count} rows do not fit and are left out")
-        if log or left_out:
-            (log or partial(print, file=sys.stderr))("\n  ".join(lines))
-        problems += kept
-    return problems
+        log(f"{spec}: {len(kept)} problems, {tested} with tests, {dropped}")
+    return kept
 
 
 def verify_solutions(problems, sandbox):

@@ -354,7 +354,10 @@ def execute(sandbox, rollouts, stop_early=True, repeat=1):
     tested = [r for r in rollouts if r.problem.tests]
     jobs = {(r.problem.id, r.code): (r.code, r.problem.tests) for r in tested if r.code is not None}
     results = dict(zip(jobs, sandbox.map(jobs.values(), stop_early=stop_early)))
-    verdicts = {key: first_failure(result) for key, result in results.items()}
+    verdicts = {
+        key: next((verdict for verdict in result.verdicts if verdict != "pass"), "pass")
+        for key, result in results.items()
+    }
     for _ in range(repeat - 1):
         passed = [key for key, verdict in verdicts.items() if verdict == "pass"]
         again = sandbox.map([jobs[key] for key in passed])
@@ -366,17 +369,15 @@ def execute(sandbox, rollouts, stop_early=True, repeat=1):
     return [results.get((r.problem.id, r.code)) for r in rollouts]
 
 
-def first_failure(result):
-    """The verdict of a Result: "pass", or that of the first test that failed."""
-    return "pass" if result.passed else next(v for v in result.verdicts if v != "pass")
-
-
 def given_programs(problems, args):
     """{problem id: [Rollout]} without a model: the problems' own solutions (--candidates mutants),
     or a file whose rows have `problem` and `completion` or `code`, such as any samples.jsonl."""
+    if args.candidates == "mutants":
+        rows = (({"problem": p.id, "code": p.solution}, "") for p in problems if p.solution)
+    else:
+        rows = read_rows(args.candidates)
     numbered, found = {p.id: (p, number) for number, p in enumerate(problems)}, defaultdict(list)
-    rows = (({"problem": p.id, "code": p.solution}, "") for p in problems if p.solution)
-    for row, where in rows if args.candidates == "mutants" else read_rows(args.candidates):
+    for row, where in rows:
         problem = need(row, where, "problem")
         if problem in numbered and not row.get("parent"):  # mutants are made again
             text = need(row, where, "completion" if row.get("code") is None else "code")

@@ -273,7 +273,12 @@ def deepcoder_problem(row, where):
         tests = [tests | {"input": given, "output": wanted} for given, wanted in pairs]
     pairs = [(test["input"], test["output"]) for test in tests]
     # (word for the kind, function of the test or else of the row): the same for all tests
-    forms = {(test.get("testtype") or test.get("type"), called(test, row)) for test in tests}
+    forms = set()
+    for test in tests:
+        metadata = test.get("metadata") or row.get("metadata") or ""
+        named = plain_data(metadata) if "func_name" in metadata else {}
+        name = test.get("fn_name") or row.get("fn_name") or named.get("func_name")
+        forms.add((test.get("testtype") or test.get("type"), name))
     if len(forms) > 1:
         raise RowError(where, "tests of several kinds or functions", forms)
     word, name = forms.pop() if forms else (None, None)
@@ -287,15 +292,6 @@ def deepcoder_problem(row, where):
         is_fenced = "```" in solutions[0]
         ours["solution"] = extract_code(solutions[0]).code if is_fenced else solutions[0]
     return own_problem(ours, where)
-
-
-def called(*items):
-    """The function that the first of a test and its row names, or None."""
-    for item in items:
-        metadata = item.get("metadata") or ""
-        named = plain_data(metadata) if "func_name" in metadata else {}
-        if name := item.get("fn_name") or named.get("func_name"):
-            return name
 
 
 def call_cases(pairs, is_lcb):

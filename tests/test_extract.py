@@ -1,8 +1,4 @@
-"""extract.py: one row a behaviour, then properties that hold for every string.
-
-pytest tests/test_extract.py                # about 30 s
-pytest tests/test_extract.py -m slow        # 2,000 hostile texts through every mode
-"""
+"""One row a behaviour, then what holds for every string.    pytest tests/test_extract.py"""
 
 import ast
 import doctest
@@ -27,9 +23,14 @@ def fence(code, tag="python", mark="```"):
     return f"{mark}{tag}\n{code}\n{mark}"
 
 
-DOC = f'def f(x):\n    """Example:\n\n    {fence("f(1)")}\n    """\n    return x + 1'
-DOC_INDENTED = DOC.replace("\nf(1)\n```", "\n    f(1)\n    ```")
+def fences(*codes):
+    return "\n".join(map(fence, codes))
+
+
+DOC = 'def f(x):\n    """Example:\n\n    ```python\n    f(1)\n    ```\n    """\n    return x + 1'
 STUB = 'def f(x):\n    """Adds one."""'
+CALLS_G, G = "def f(x):\n    return g(x)", "def g(x):\n    return f(f(x))"
+TEST = "class TestF:\n    def test_f(self):\n        assert f(1) == 2"
 DOCTEST = 'def f(x):\n    """Adds one.\n\n    >>> f(1)\n    2\n    """\n    return x + 1'
 CUT = "def f(x):\n    y = x\n    return y\n\ndef g(x):\n    z = (x +"
 
@@ -37,21 +38,18 @@ CUT = "def f(x):\n    y = x\n    return y\n\ndef g(x):\n    z = (x +"
 RELEASED = [  # the released rules, to the letter: name, response, mode, expected
     ("paper trailing space after tag", fence(F, "python "), "paper", "no_block"),
     ("paper unclosed", "```python\n" + F, "paper", "unclosed"),
-    ("paper two blocks", fence(F) + "\n" + fence(USE), "paper", "many_blocks"),
-    ("paper thoughts count", f"<think>{fence(F)}</think>\n{fence(F)}", "paper", "many_blocks"),
+    ("paper two blocks", fences(F, USE), "paper", "many_blocks"),
     ("paper syntax error", fence("print 1"), "paper", "syntax_error"),
     ("paper empty", fence(""), "paper", "empty"),
-    ("paper cuts at backticks in a string", fence(DOC_INDENTED), "paper", "many_blocks"),
-    ("last takes the last", fence(F) + "\n" + fence(USE), "last", USE),
+    ("last takes the last", fences(F, USE), "last", USE),
     ("last does not parse", fence("print 1"), "last", "print 1"),
-    ("last surrogate", fence("x = '\ud800'"), "last", "syntax_error"),
     ("last nul", fence("x = '\0'"), "last", "syntax_error"),
 ]  # fmt: skip
 
 STRICT = [
     *[(f"tag {tag!r}", fence(F, tag), F)
      for tag in ("python", "py", "python3", "Python 3.11", "{.python}", "", "PYTHON", " python ",
-     "python:main.py", 'py title="a"', "python3.11", "language-python", "{.python .numberLines}")],
+     "python main.py", 'py title="a"', "python3.11", "language-python", "{.python .numberLines}")],
     *[(f"other tag {tag!r}", fence(F, tag), "not_python")
      for tag in ("c++", "java", "bash", "pytb", "pyx", "text", "c++ python")],
     ("tilde", fence(F, mark="~~~"), F),
@@ -62,28 +60,24 @@ STRICT = [
     ("fence behind prose", f"Answer: ```python\n{F}\n```", F),
     ("closing fence on the last line", f"```python\n{F}```\nprose", F),
     ("prose behind the closing fence", f"```python\n{F}\n``` That is all.", F),
-    ("fence in a docstring", fence(DOC_INDENTED) + "\nok", DOC_INDENTED),
-    ("long fence around a short one", fence(DOC_INDENTED, mark="````"), DOC_INDENTED),
+    *[(f"whole {code!r}", fence(code) + "\nok", code)
+     for code in (DOC, "x = 1\n# ends ```\n" + F, "a = '<think>'\nb = '</think>'\n" + F,
+     'P = """\n</think>\n"""\n' + F, "x = 1\n\f\n" + F)],
+    ("long fence around a short one", fence(DOC, mark="````"), DOC),
     ("unclosed", "```python\n" + F, "unclosed"),
     ("fence in a list item", "1. ```python\n   def f(x):\n       return x + 1\n   ```", F),
     ("end token behind the fence", f"```python\n{F}\n```<|im_end|>", F),
-    ("backticks in a comment", fence("x = 1\n# ends ```\n" + F), "x = 1\n# ends ```\n" + F),
-    ("quoted fence with an empty line", "> ```python\n> x = 1\n>\n> y = x\n> ```",
-     "x = 1\n\ny = x"),
+    ("quoted fence", "> ```python\n> x = 1\n>\n> y = x\n> ```", "x = 1\n\ny = x"),
     ("shorter fence does not close", f"`````python\n{F}\n```", "unclosed"),
     ("block of another language before it", f"```c\nint x;\n```\n{fence(F)}", F),
     ("empty", " \n", "empty"),
     ("no fence", F, "no_block"),
     ("two programs", fence(F) + fence("\n" + USE), "many_blocks"),
-    ("two attempts, one broken", fence(F) + "\n" + fence("def g(:"), "many_blocks"),
+    ("two attempts, one broken", fences(F, "def g(:"), "many_blocks"),
     ("output does not count", fence(F) + "\n" + fence("3\n4", ""), F),
     ("thoughts do not count", f"<think>\n{fence(USE)}\n</think>\n{fence(F)}", F),
     ("thoughts opened by the prompt", f"hm\n{fence(USE)}\n</think>\n{fence(F)}", F),
     ("thought never closed", f"<think>\n{fence(F)}", "unclosed"),
-    ("tags in the program", fence("a = '<think>'\nb = '</think>'\n" + F),
-     "a = '<think>'\nb = '</think>'\n" + F),
-    ("closing tag in a string", fence('P = """\n</think>\n"""\n' + F),
-     'P = """\n</think>\n"""\n' + F),
     ("unclosed fence in thoughts", f"```python\nx = (\n</think>\n{fence(F)}", F),
     ("a thought that ends in a backtick", f"<think>Use `sorted`</think>\n{fence(F)}", F),
     ("a thought that ends in a fence", f"<think>\n{fence(USE)}</think>\n{fence(F)}", F),
@@ -96,59 +90,39 @@ STRICT = [
     ("nul", fence("x = 1\0"), "syntax_error"),
     ("surrogate", fence("x = '\ud800'"), "syntax_error"),
     ("code on the fence line", "```python def f(x):\n    return x + 1\n```", F),
-    ("import on the fence line", "```python from math import pi\nx = pi\n```",
-     "from math import pi\nx = pi"),
+    ("import on the fence line", "```python import re\nx = re\n```", "import re\nx = re"),
     ("pass on the fence line", "```python while 1:\n    x = 1\n```", "while 1:\n    x = 1"),
-    ("words on the fence line", "```python solution.py\nx = 1\n```", "x = 1"),
     ("code without a tag on the fence line", "```n = 5\nprint(n)\n```", "not_python"),
     ("code on the fence line, broken", "```python def f(x:\n    return x + 1\n```", "syntax_error"),
     ("code behind the closing fence", "```python\nx = 1\n``` y = 2\n```", "syntax_error"),
-    ("a thought in the block", "Ok: ```python\nx = 1\n# <think>\ny = 2\n# </think>\nz = 3\n```",
-     "syntax_error"),
+    ("a thought in the block", "Ok: ```py\nx = 1\n# <think>\n# </think>\n```", "syntax_error"),
     ("too large", fence("x = 1\n" * 60_000), "too_large"),
-    ("form feed", fence("x = 1\n\f\n" + F), "x = 1\n\f\n" + F),
 ]  # fmt: skip
 
 RECOVER = [
-    ("code on a bare fence line", "```n = int(input())\nprint(n * 2)\n```",
-     "n = int(input())\nprint(n * 2)"),
-    ("skips the usage block", fence(F) + "\n" + fence(USE), F),
-    ("the last of two programs", fence(F) + "\n" + fence(F.replace("1", "2")), F.replace("1", "2")),
-    ("merges what is used", fence("import math") + "\n" + fence("x = math.pi"),
-     "import math\n\nx = math.pi"),
-    ("merges a helper", fence(F) + "\nthen\n" + fence("def g(x):\n    return f(f(x))"),
-     F + "\n\ndef g(x):\n    return f(f(x))"),
-    ("ignores tests", fence(F) + "\n" + fence("def test_f():\n    assert f(1) == 2"), F),
+    ("code on a bare fence line", "```n = input()\nprint(n)\n```", "n = input()\nprint(n)"),
+    ("skips the usage block", fences(F, USE), F),
+    ("the last of two programs", fences(F, F.replace("1", "2")), F.replace("1", "2")),
+    ("merges what is used", fences("import re", "x = re.A"), "import re\n\nx = re.A"),
+    ("merges a helper", fences(F, G), f"{F}\n\n{G}"),
+    ("ignores tests", fences(F, "def test_f():\n    assert f(1) == 2"), F),
     ("cut", "```python\n" + CUT, "def f(x):\n    y = x\n    return y"),
     ("doctest", fence(">>> def f(x):\n...     return x + 1\n>>> f(1)\n2"), F + "\nf(1)"),
     ("line numbers with colons", fence(" 9: def f(x):\n10:     return x + 1"), F),
     ("non-breaking spaces", fence("def f(x):\n\u00a0\u00a0\u00a0 return x + 1"), F),
     ("prose before the code in the fence", fence("Here is the code:\n" + F), F),
-    ("the echoed stub", fence(STUB) + "\n" + fence(STUB + "\n    return x + 1"),
-     STUB + "\n    return x + 1"),
+    ("the echoed stub", fences(STUB, STUB + "\n    return x"), STUB + "\n    return x"),
     ("wrong tag", fence(F, "text"), F),
     ("from thoughts only", f"<think>\n{fence(F)}", F),
-    ("a second version is no helper",
-     fence("def f(x):\n    return g(x)") + "\nbetter\n" +
-     fence("def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"),
-     "def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"),
+    ("a second version is no helper", fences(CALLS_G, G + "\n" + CALLS_G), G + "\n" + CALLS_G),
     ("examples stay in a bare docstring", "Ok:\n" + DOCTEST + "\nThis is it.", DOCTEST),
-    ("tests in a class",
-     fence(F) + "\n" +
-     fence("class TestF:\n    def test_f(self):\n        assert f(1) == 2"),
-     F),
-    ("a function that only sounds like a test",
-     "So:\n\ndef test_prime(n):\n    return n == 2\n\nDone now.",
-     "def test_prime(n):\n    return n == 2"),
-    ("tabs and spaces", fence("def f(x):\n\ty = x\n    return y"),
-     "def f(x):\n    y = x\n    return y"),
-    ("tabs in a string stay", fence('def f(x):\n  return """\n\tx"""\n\nThat is it.'),
-     'def f(x):\n  return """\n\tx"""'),
-    ("statements that no fence marks", "n = int(input())\nprint(n * 2)\nThis doubles.",
-     "n = int(input())\nprint(n * 2)"),
+    ("tests in a class", fences(F, TEST), F),
+    ("no test", "So:\n\ndef test_prime(n):\n    pass\n\nDone.", "def test_prime(n):\n    pass"),
+    ("tabs and spaces", fence("if x:\n\ty = f(x)\n    z = y"), "if x:\n    y = f(x)\n    z = y"),
+    ("tabs in a string stay", fence('x = f("""\n\ty""")\n\nThat is it.'), 'x = f("""\n\ty""")'),
+    ("statements without a fence", "n = input()\nprint(n)\nThis echoes.", "n = input()\nprint(n)"),
     ("one line of Java is no program", fence("int x;\nlist.add(x);", "java"), "not_python"),
-    ("a setting in prose is no program", "Set\nspark.memory.fraction=0.75\nto mend it.",
-     "no_block"),
+    ("a setting in prose is no program", "Set\nspark.fraction=0.75\nto mend it.", "no_block"),
 ]  # fmt: skip
 
 TABLE = RELEASED + [
@@ -168,15 +142,13 @@ def test_table(name, response, mode, expected):
 
 
 SOLUTION = "class Solution:\n    def add(self, x):\n        return x + 1"
-
-
 INHERITED = SOLUTION.replace("Solution", "A") + "\nclass Solution(A):\n    x = 1"
 NESTED = "def g():\n    def f(): return 1\n    return f"
 
 
 @pytest.mark.parametrize("entry_point, found, missed", [
-    ("f", [F, "f = lambda x: x", "from math import sqrt as f\nx = 1",
-           "try:\n    f = 1\nexcept ValueError:\n    f = 2"], [NESTED, "x = [f for f in y]"]),
+    ("f", [F, "f = lambda x: x", "from re import A as f\nx = 1", "if x:\n    f = 1"],
+     [NESTED, "x = [f for f in y]"]),
     ("Solution.add", [SOLUTION, INHERITED], [F, SOLUTION.replace("add", "sub")]),
     ("add", [], [SOLUTION]),
 ])  # fmt: skip
@@ -188,9 +160,8 @@ def test_entry_point(entry_point, found, missed):
 
 
 def test_entry_point_chooses_the_block():
-    both = fence(F) + "\n" + fence(F.replace("f(", "g("))
-    assert extract_code(both, "recover", "f").code == F
-    assert extract_code(both, "recover", "g").code == F.replace("f(", "g(")
+    for name, code in (("f", F), ("g", F.replace("f(", "g("))):
+        assert extract_code(fences(F, F.replace("f(", "g(")), "recover", name).code == code
 
 
 def released_rule(text):
@@ -227,26 +198,23 @@ HUGE = {
     "backticks": "`" * 10_000_000, "nul": "\0" * 3_000_000, "brackets": fence("(" * 100_000),
     "sum": fence("x = " + "+".join("1" * 60_000)), "attributes": fence("x = a" + ".b" * 60_000),
     "finally": fence(nested_finally(19)), "opening fences": "```python\n" * 300_000,
-    "code": (F + "\n") * 120_000,
-    "prose": "if you can see this: well, no.\n" * 100_000, "quotes": '"' * 3_000_000,
+    "code": (F + "\n") * 120_000, "prose": "if you see this: well, no.\n" * 100_000,
     # the slowest to compile of MAX_SOURCE characters; the next two need emitted()
     "classes": fence("class A:0\n" * 9_900), "fields": fence("x = f'" + "{x}" * 33_000 + "'"),
     "keywords": fence("f(" + ", ".join(f"a{i}=1" for i in range(11_000)) + ")"),
-    "nested": fence(nested_finally(90)),
+    "nested": fence(nested_finally(90)), "arguments": fence("f(" * 3000 + ")" * 3000),
     "returns": fence("def f():\n try:\n  " + "return;" * 9_000 + "\n finally:\n  " + "x;" * 18_000),
     # lines that an ambiguous expression would try in exponentially or quadratically many ways
     "bullets": ("-  " * 320 + "x```\n") * 3000, "tildes": "~" * 3_000_000 + "`\n<think>",
     "tildes2": ("~" * 990 + "`\n") * 3000,
     "open strings": fence("x = (\n" + '\\"\\\n' * 60_000), "glued fences": "x = 1 ```\n" * 300_000,
-    "tags": "<think>\n</think>\n```python\n" * 110_000,
-    "lines": "\n" * 3_000_000 + "x</think>" * 64,
+    "tags": "<think>\n</think>\n```python\n" * 110_000, "quotes": '"' * 3_000_000,
+    "lines": "\n" * 3_000_000 + "x</think>" * 64, "thoughts": "<think>" * 400_000,
     "statements": (fence("x\n" * 49_000) + "\n") * 10, "comparisons": "a<b<c<d;x=1;" * 240_000,
     "blocks": (fence(F) + "\n") * 80_000, "triple quotes": fence('"""\n') * 100_000,
-    "thoughts": "<think>" * 400_000,
     # nested deeper than the parser or the compiler takes
     "signs": fence("x = " + "-" * 90_000 + "1"), "lists": fence("x = " + "[" * 900 + "]" * 900),
     "calls": fence("x" + "()" * 40_000), "elif": fence("if a:\n x\n" + "elif a:\n x\n" * 8000),
-    "arguments": fence("f(" * 3000 + ")" * 3000),
 }  # fmt: skip
 
 
@@ -259,8 +227,9 @@ def test_huge_texts_end_soon(name):
 
 
 def test_a_slow_clock_changes_nothing(monkeypatch):
-    parts = (f"def f{i}(x):\n    return f{i + 1}(x)\n" + "Now this.\n" * (i % 3) for i in range(40))
-    text = "\n".join(map(fence, parts))
+    text = fences(
+        *(f"def f{i}(x):\n    return f{i + 1}(x)\n" + "Now.\n" * (i % 3) for i in range(40))
+    )
     before = [extract_code(text, mode) for mode in MODES]
     now = iter(range(0, 10**9, 1000))
     for name in ("time", "monotonic", "perf_counter", "process_time"):
@@ -313,7 +282,7 @@ def test_docstring_examples_reasons_and_modes():
     (["none.txt"], 2, "", "none.txt: "),
 ])  # fmt: skip
 def test_command_line(tmp_path, args, code, out, err):
-    (tmp_path / "a.txt").write_text(fence(F) + "\n" + fence(USE))
+    (tmp_path / "a.txt").write_text(fences(F, USE))
     command = [sys.executable, extract.__file__, *args]
     kinds = {"capture_output": True, "text": True, "encoding": "utf-8"}
     done = subprocess.run(command, cwd=tmp_path, input=fence(F), **kinds)

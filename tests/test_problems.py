@@ -84,11 +84,11 @@ def test_a_spec_that_does_not_exist_is_named(spec):
         load_problems(spec)
 
 
-@pytest.mark.parametrize("toy", [True, False])
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_named(load, limit, toy):
-    with pytest.raises(UserError, match=f"--limit {limit}"):
-        load_problems("toy:train", limit) if toy else load("", ROW, limit=limit)
+def test_a_limit_below_one_is_named(load, limit):
+    for attempt in (lambda: load_problems("toy:train", limit), lambda: load("", ROW, limit=limit)):
+        with pytest.raises(UserError, match=f"--limit {limit}"):
+            attempt()
 
 
 def test_min_tests_keeps_problems_without_any(load):
@@ -112,42 +112,42 @@ def test_files_by_their_ending(tmp_path):
 
 def test_parquet(tmp_path, monkeypatch):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(arrow.Table.from_pylist([CURE] * 100), tmp_path / "a.parquet")
-    assert len(load_problems(f"cure:{tmp_path}/a.parquet", limit=70)) == 70
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.Table.from_pylist([CURE] * 100), path)
+    assert len(load_problems(f"cure:{path}", limit=70)) == 70
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="pip install pyarrow"):
-        load_problems(f"cure:{tmp_path}/a.parquet")
+        load_problems(f"cure:{path}")
 
 
-@pytest.mark.parametrize("name, content, found", [
-    ("a.jsonl", b"\xff\xfe\n", "cannot be read"),
-    ("a.jsonl", b"\n", "no rows"),
-    ("a.jsonl.gz", b"no gzip", "cannot be read"),
-    ("a.jsonl.gz", gzip.compress(b"{}")[:-9], "cannot be read"),
-    ("a.json", b"[1", "cannot be read"),
-    ("a.parquet", b"PAR1", "cannot be read"),
+@pytest.mark.parametrize("name, content", [
+    ("a.jsonl", b"\xff\xfe\n"), ("a.jsonl", b"\n"), ("a.json", b"[1"), ("a.parquet", b"PAR1"),
+    ("a.jsonl.gz", b"no gzip"), ("a.jsonl.gz", gzip.compress(b"{}")[:-9]),
 ])  # fmt: skip
-def test_damaged_files_are_named(tmp_path, name, content, found):
+def test_damaged_files_are_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}: {found}"):
+    wanted = "no rows" if content == b"\n" else "cannot be read"
+    with pytest.raises(UserError, match=f"{name}: {wanted}"):
         load_problems(f"cure:{tmp_path}/{name}")
 
 
 def test_files_of_the_hub(tmp_path, monkeypatch):
-    def download(repo, file, **options):
+    def download(repo, file, revision, repo_type):
         if file == "none.jsonl":
             raise OSError("404\nmore")
         assert (repo, file) == ("owner/name", "test/rows.jsonl")
-        assert options == {"repo_type": "dataset", "revision": "main"}
+        assert (revision, repo_type) == ("main", "dataset")
         return str(tmp_path / "rows.jsonl")
 
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROW))
     monkeypatch.setattr("problems.hf_hub_download", download)
     assert len(load_problems("hub:owner/name@main/test/rows.jsonl")) == 1
-    with pytest.raises(UserError, match="none.jsonl: cannot be read: .*404.*more"):
-        load_problems("hub:owner/name/none.jsonl")
-    with pytest.raises(UserError, match="expected hub:OWNER/NAME"):
-        load_problems("cure:hub:rows.jsonl")
+    for spec, wanted in (
+        ("hub:owner/name/none.jsonl", "none.jsonl: cannot be read: .*404.*more"),
+        ("cure:hub:rows.jsonl", "expected hub:OWNER/NAME"),
+    ):
+        with pytest.raises(UserError, match=wanted):
+            load_problems(spec)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -196,53 +196,42 @@ def pi(given, wanted, name="f"):
     return [{"type": "function_call", "fn_name": name, "input": given, "output": wanted}]
 
 
-def taco(given, wanted, **name):
-    return {"inputs": [given], "outputs": [wanted]} | name
+def taco(given, wanted):
+    return {"fn_name": "f", "inputs": [given], "outputs": [wanted]}
 
 
-def call(given, wanted):
-    return taco(given, wanted, fn_name="f")
+DOUBLE, LAST = "print(2 * int(input()))", "input()\nprint(*input().split(), sep='\\n')"
+DEEPCODER = [  # tests of a row, programs that pass, others; an expression is what f(x, y=0) returns
+    ([STDIN], [DOUBLE], ["print(3)"]),
+    (str([STDIN]), [DOUBLE], ["print(3)"]),
+    ({"inputs": ["3\n"], "outputs": ["6\n"]}, [DOUBLE], ["print(3)"]),
+    ({"inputs": [[3]], "outputs": [6]}, [DOUBLE], ["print(3)"]),
+    ({"inputs": [["2", "5 6"]], "outputs": [["5", "6"]]}, [LAST], [LAST.replace("*", "")]),
+    (pi([[3, 1]], [[1, 3]]), ["x[::-1]"], ["x[0]"]),
+    (pi(["ab"], ["AB"]), ["x.upper()"], []),
+    (taco(["ab"], "AB"), ["x.upper()"], []),
+    (taco([[]], [None]), ["None"], ["0"]),
+    (taco([[]], None), ["None"], ["0"]),
+    (taco([[1]], ["[1]"]), ["str(x)"], []),
+    (taco([7], ["7"]), ["str(x)"], ["x"]),
+    (taco([[4, 9]], [4, 9]), ["x"], ["x[0]"]),
+    (taco([[12]], [12]), ["x", "x[0]"], ["[x]", "4"]),
+    ([*pi([[1, 2]], [1, 2]), *pi([[3]], [3])], ["x"], ["x[1:] and x or 3"]),
+    (taco([{"1": 2, "-3": 4}], [{"5": {"06": 7}}]), ["{5: {'06': sum(x) + 9}}"], []),
+    (lcb("[12]", "[12]"), ["x"], ["x[0]"]),
+    (lcb('"7"\n1', '"7"'), ["x"], []),
+    (lcb("7", "7"), ["x"], ["str(x)"]),
+]
 
 
-def body(expression):
-    return f"def f(x, y=0):\n    return {expression}"
-
-
-DOUBLE = "print(2 * int(input()))"
-# tests of a row, programs that pass, programs that do not
-DEEPCODER = {
-    "codeforces": ([STDIN], [DOUBLE], ["print(3)"]),
-    "taco stdin": (taco("3\n", "6\n"), [DOUBLE], ["print(3)"]),
-    "numbers": (taco([3], 6), [DOUBLE], ["print(3)"]),
-    "lists of lines": (taco(["2", "5 6"], ["5", "6"]),
-                       ["input()\nprint(*input().split(), sep='\\n')"],
-                       ["input()\nprint(input().split()[0])"]),
-    "wrapped list": (pi([[3, 1]], [[1, 3]]), [body("x[::-1]")], [body("x[0]")]),
-    "wrapped text": (pi(["ab"], ["AB"]), [body("x.upper()")], []),
-    "plain text": (call(["ab"], "AB"), [body("x.upper()")], []),
-    "wrapped null": (call([[]], [None]), [body("None")], [body("0")]),
-    "null": (call([[]], None), [body("None")], [body("0")]),
-    "text like JSON": (call([[1]], ["[1]"]), [body("str(x)")], []),
-    "digits": (call([7], ["7"]), [body("str(x)")], [body("x")]),
-    "list of two": (call([[4, 9]], [4, 9]), [body("x")], [body("x[0]")]),
-    "list of one": (call([[12]], [12]), [body("x"), body("x[0]")], [body("[x]"), body("4")]),
-    "lists of one and more": ({"fn_name": "f", "inputs": [[[1, 2]], [[3]]],
-                               "outputs": [[1, 2], [3]]}, [body("x")], [body("x[1:] and x or 3")]),
-    "lcb list of one": (lcb("[12]", "[12]"), [body("x")], [body("x[0]")]),
-    "lcb text": (lcb('"7"\n1', '"7"'), [body("x")], []),
-    "lcb digits": (lcb("7", "7"), [body("x")], [body("str(x)")]),
-    "keys": (call([{"1": 2, "-3": 4}], [{"5": {"06": 7}}]), [body("{5: {'06': sum(x) + 9}}")], []),
-    "python literal": (str([STDIN]), [DOUBLE], ["print(3)"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("as_text", [True, False])
-@pytest.mark.parametrize("tests, right, wrong", DEEPCODER.values(), ids=DEEPCODER)
-def test_deepcoder(load, sandbox, tests, right, wrong, as_text):
-    tests = json.dumps(tests) if as_text and not isinstance(tests, str) else tests
-    (problem,) = load("deepcoder", {"problem": "p", "tests": tests})
-    assert [sandbox.run(code, problem.tests).passed for code in right] == [True] * len(right)
-    assert [sandbox.run(code, problem.tests).passed for code in wrong] == [False] * len(wrong)
+@pytest.mark.parametrize("tests, right, wrong", DEEPCODER, ids=lambda value: str(value)[:60])
+def test_deepcoder(load, sandbox, tests, right, wrong):
+    texts = {tests if isinstance(tests, str) else json.dumps(tests)}
+    rows = [{"problem": "p", "tests": form} for form in (tests, *texts)]
+    for problem in load("deepcoder", *rows):
+        for code in right + wrong:
+            program = code if "print" in code else f"def f(x, y=0):\n    return {code}"
+            assert sandbox.run(program, problem.tests).passed == (code in right)
 
 
 def test_functional_rows_have_the_names_that_harnesses_preload(load, sandbox):
@@ -255,10 +244,8 @@ def test_functional_rows_have_the_names_that_harnesses_preload(load, sandbox):
         def count(n): return counts[n]
         return reduce(max, accumulate(map(count, deque(nums)))) + bisect_left(nums, least)
 """
-    starter = "class Solution:\n    def f(self, nums: List[int]) -> int:"
-    test = {"input": "[4, 9, 4]", "output": "5", "testtype": "functional"}
-    row = {"question": "p", "tests": [test], "starter_code": starter}
-    (problem,) = load("deepcoder", row | {"metadata": '{"func_name": "f"}'})
+    row = {"starter_code": "class Solution:\n    def f(self, nums: List[int]) -> int:"}
+    (problem,) = load("deepcoder", row | {"question": "p", "tests": lcb("[4, 9, 4]", "5")})
     assert sandbox.run(code, problem.tests).passed
     assert problem.tests.setup == PRELUDE and "import" not in policy_prompt(problem)
 
@@ -353,11 +340,11 @@ def compositions(split, unseen=False, count=500):
 
 
 def test_toy_sizes(splits):
-    sizes = {name: len(problems) for name, problems in splits.items()}
-    assert sizes == {"train": 1200, "untested": 4000, "test": 256}
+    assert [len(problems) for problems in splits.values()] == [1200, 4000, 256]
     assert sum(p.source == "toy:unseen" for p in splits["test"]) == 64
     statements = [p.prompt for problems in splits.values() for p in problems]
     assert len(set(statements)) == len(statements)
+    assert {p.source for p in load_problems("toy:test", limit=8)} == {"toy:test", "toy:unseen"}
 
 
 def test_no_composition_in_two_splits():
@@ -397,7 +384,3 @@ def test_untested_toy_problems_can_be_audited(splits):
     assert [p.prompt for p in audited] == [p.prompt for p in load_problems("toy:untested", 20)]
     assert all(p.tests and p.solution for p in audited)
     assert not any(p.tests or p.solution for p in splits["untested"])
-
-
-def test_limit_keeps_both_parts_of_the_test_split():
-    assert {p.source for p in load_problems("toy:test", limit=8)} == {"toy:test", "toy:unseen"}

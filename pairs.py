@@ -67,9 +67,9 @@ class Rollout:
         self.tokens = self.tokens or len(self.ids)
 
     def row(self):
-        problem = {"problem": self.problem.id, "prompt": self.problem.prompt}
-        problem |= {"source": self.problem.source, "completion": self.text}
-        return problem | {name: getattr(self, name) for name in FACTS}
+        row = {"problem": self.problem.id, "prompt": self.problem.prompt}
+        row |= {"source": self.problem.source, "completion": self.text}
+        return row | {name: getattr(self, name) for name in FACTS}
 
     @classmethod
     def from_row(cls, row):
@@ -178,11 +178,9 @@ FORMATS = {
 
 
 def load_pairs(spec, limit=None, log=None):
-    """Pairs of a file: our own pairs.jsonl, or FORMAT:FILE with a format of `FORMATS`.
-
-    A row that does not fit is a UserError in our own schema and left out of the public ones. Pairs
-    whose sides read alike are left out of all. `log` is told how many were, and why.
-    """
+    """Pairs of a file: our own pairs.jsonl, or FORMAT:FILE with a format of `FORMATS`. A row that
+    does not fit is a UserError in our own schema and left out of the others; a row whose sides read
+    alike is left out of all. `log` is told how many were, and why."""
 
     def accept(pairs, where):
         for pair in pairs:
@@ -326,10 +324,8 @@ def rollout(
     enable_thinking=None, seed=0, policy="", **sampling,
 ):  # fmt: skip
     """`n` answers to each problem, with their programs -> list of groups (lists) of Rollout.
-
     `numbers` are the keys of the prompts' random numbers (default: their places in the list);
-    `sampling` goes to `generate`: max_new_tokens, temperature, top_p, top_k, max_rows, progress.
-    """
+    `sampling` goes to `generate`: max_new_tokens, temperature, top_p, top_k, max_rows, progress."""
     numbers = list(range(len(problems)) if numbers is None else numbers)
     texts = [policy_prompt(problem, style) for problem in problems]
     prompts = [prompt_ids(tokenizer, text, enable_thinking) for text in texts]
@@ -413,7 +409,7 @@ def collect(problems, args, sandbox, done=(), device="cpu", rank=0, world=1):
                 )  # fmt: skip
             else:
                 groups = [given[p.id] for p in asked]
-            found = [r for group in groups for r in group]
+            found = list(itertools.chain(*groups))
             execute(sandbox, found, stop_early=False, repeat=2)
             right = {(r.number, normalised(r.code)): r for r in found if r.verdict == "pass"}
             changed = []
@@ -443,9 +439,11 @@ def make_pairs(rollouts, rules, seed=0):
     """Rollouts -> (pairs, funnel): all-pass over any-fail within a problem, and passing programs
     over their mutants. `rules` has min_tests, max_pairs and mutants. `funnel` is a list of (what,
     how many are left, the rule with its value and how many it removed)."""
-    funnel = [("problems", len({r.problem.id for r in rollouts}), "with tests")]
-    funnel.append(("programs", len(rollouts), "sampled or given, and mutants of those that pass"))
     programs = sorted(rollouts, key=lambda r: r.parent is not None)  # mutants of candidates go
+    funnel = [
+        ("problems", len({r.problem.id for r in programs}), "with tests"),
+        ("programs", len(programs), "sampled or given, and mutants of those that pass"),
+    ]
     first, least = {}, rules.min_tests
 
     def is_new(r):
@@ -464,10 +462,7 @@ def make_pairs(rollouts, rules, seed=0):
     groups, counts, rng = defaultdict(list), [], random.Random(f"pairs-{seed}")
     for r in programs:
         groups[r.problem.id].append(r)
-    couples, slips = (
-        [],
-        [],
-    )  # (chosen code, rejected Rollout); the rejected ones of slips are mutants
+    couples, slips = [], []  # (chosen code, rejected Rollout), which is a mutant in slips
     for group in groups.values():
         good = [r.code for r in group if r.verdict == "pass"]
         bad = in_turn([r for r in group if r.verdict != "pass" and not r.parent], rng)

@@ -8,9 +8,9 @@
                    "cases": [{"args": [1, 2], "expected": 3}]},
          "solution": "def add(a, b):\\n    return a + b"}
 
-The prompt must name the function, or say what is read and printed. Without tests ("tests" left out
-or null) only a reward model can judge. Optional: solution (what --verify runs), starter (code to
-begin with), source (results are split by it). Cases by tests.kind; a check may stand among asserts:
+The prompt must name the function, or say what is read and printed. Without "tests" only a reward
+model can judge. Optional: solution (what --verify runs), starter (code to begin with), source
+(results are split by it). Cases by tests.kind; a check may stand among asserts:
     call     {"args": [...], "expected": value}, or "any_of": [value, ...] in place of "expected"
     stdin    {"input": "1 2\\n", "output": "3\\n"}
     assert   {"assert": "assert f(1) == 2"}, or {"check": "def check(candidate): ..."}
@@ -141,7 +141,7 @@ def file_items(path):
 
 def raw_rows(path, limit=None):
     """The first `limit` items of a file, local or `hub:`: yields (object or line, "FILE row N").
-    Raises UserError for a file that cannot be read; rows are looked at by `as_row`."""
+    Raises UserError for a file that cannot be read."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1")
     number = 0
@@ -194,7 +194,7 @@ def input_files(flag, spec):
 
 
 def own_problem(row, where):
-    """Our own schema, into which the others are translated. All is checked here, tests too."""
+    """Our own schema, into which the others are translated. Here all is checked."""
     row = {key: value for key, value in row.items() if value is not None}
     for key in ("prompt", *row.keys() & {"solution", "source", "starter"}):
         need(row, where, key)
@@ -211,10 +211,9 @@ def mbpp_problem(row, where):
     ours = {"id": f"mbpp/{row.get('task_id', where)}", "source": "mbpp"}
     ours["prompt"] = need(row, where, "text", "prompt") + example
     ours["solution"] = need(row, where, "code").replace("\r\n", "\n")
-    if asserts:
-        setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
-        cases = [{"assert": line} for line in asserts]
-        ours["tests"] = {"kind": "assert", "cases": cases, "setup": setup}
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+    tests = {"kind": "assert", "cases": [{"assert": line} for line in asserts], "setup": setup}
+    ours["tests"] = tests if asserts else None
     return own_problem(ours, where)
 
 
@@ -289,7 +288,7 @@ def deepcoder_problem(row, where):
         cases = call_cases(pairs, word == "functional")
         ours["tests"] = {"kind": "call", "cases": cases, "entry_point": name, "setup": PRELUDE}
     if isinstance(solutions := row.get("solutions"), list) and solutions:
-        is_fenced = "```" in solutions[0]
+        is_fenced = "```" in (solutions[0] or "")
         ours["solution"] = extract_code(solutions[0]).code if is_fenced else solutions[0]
     return own_problem(ours, where)
 
@@ -339,18 +338,15 @@ READERS = {"toy": world.rows}  # of formats whose rows are in no file
 
 
 def load_rows(spec, formats, accept, what, limit, log, flag):
-    """`FILE` (our own schema) or `FORMAT:PATH` -> list of `what`: problems or pairs.
-
-    `accept` takes what a format makes of a row, and "FILE row N", and returns the list of what is
-    kept of it. A row that does not fit ends the load in our own schema; elsewhere it is left out
-    and counted by reason. `log`, or else stderr, is told. Raises UserError.
+    """`FILE` (our own schema) or `FORMAT:PATH` -> list of `what`, problems or pairs: those that
+    `accept` keeps of what a format makes of a row. A row that does not fit is a UserError in our
+    own schema; elsewhere it is left out and counted by reason, and `log`, or else stderr, is told.
     """
     kind, _, path = spec.partition(":")
     if not path or kind == "hub":
         kind, path = "own", spec
     if kind not in formats:
-        known = ", ".join(formats)
-        raise UserError(f"{flag} {spec!r}: expected a file or FORMAT:PATH; formats: {known}")
+        raise UserError(f"{flag} {spec!r}: expected FILE or FORMAT:PATH of {', '.join(formats)}")
     found, left_out, count = [], defaultdict(list), 0  # left_out: reason -> errors
     for item, where in READERS.get(kind, raw_rows)(path, limit):
         count += 1
@@ -368,18 +364,16 @@ def load_rows(spec, formats, accept, what, limit, log, flag):
     if 5 * (number := sum(map(len, left_out.values()))) > count:
         lines.append(f"WARNING: {number} of {count} rows do not fit and are left out")
     if lines:
-        text = "\n  ".join([f"{spec}: {len(found)} {what}s", *lines])
-        (log or partial(print, file=sys.stderr))(text)
+        log = log or partial(print, file=sys.stderr)
+        log("\n  ".join([f"{spec}: {len(found)} {what}s", *lines]))
     return found
 
 
 def load_problems(spec, limit=None, min_tests=0, log=None, flag="--problems"):
     """`SPEC[,SPEC...]` -> list of Problem. A spec is a file in our own schema or `FORMAT:PATH` with
-    a format of `FORMATS`, e.g. `mbpp:mbpp.jsonl`, `toy:train`, `toy:untested`, `toy:test`.
-
-    `limit` keeps the first rows of each spec, `min_tests` leaves out problems with fewer tests that
-    have any. `log` is told what was loaded and left out. Raises UserError.
-    """
+    a format of `FORMATS`, e.g. `mbpp:mbpp.jsonl`, `toy:train`, `toy:untested`, `toy:test`. `limit`
+    keeps the first rows of each, `min_tests` leaves out problems with fewer tests that have any.
+    `log` is told what was loaded and left out. Raises UserError."""
     ids, found = set(), []
 
     def accept(problem, where):

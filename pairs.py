@@ -25,7 +25,7 @@ from functools import partial
 from codescaler import Tokenizer, generate, load_model, prompt_ids
 from common import UserError
 from extract import extract_code
-from problems import Problem, RowError, UselessRow, load_rows, need, policy_prompt, read_rows
+from problems import Problem, RowError, load_rows, need, policy_prompt, read_rows
 from runs import compute_dtype, gather_lists
 
 NOT_GRADED = (None, "harness_error", "unsupported", "flaky")  # verdicts that say nothing
@@ -187,7 +187,7 @@ def load_pairs(spec, limit=None, log=None):
             sides = {pair.chosen.strip("\n"), pair.rejected.strip("\n")}
             if len(sides) < 2 or "" in {pair.prompt.strip(), *sides}:
                 reason = "the sides read alike, or the statement or a side is empty"
-                raise UselessRow(where, reason, pair)
+                raise RowError(where, reason, pair, useless=True)
         return pairs
 
     return load_rows(spec, FORMATS, accept, "pair", limit, log, "--pairs")

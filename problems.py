@@ -106,15 +106,12 @@ def policy_prompt(problem, style="plain"):
 
 
 class RowError(UserError):
-    """A row that does not fit. `reason` is the same for all rows with this fault."""
+    """A row that does not fit. `reason` is the same for all rows with this fault; a row that is
+    only `useless` is left out of our own schema too."""
 
-    def __init__(self, where, reason, found):
+    def __init__(self, where, reason, found, useless=False):
         super().__init__(f"{where}: {reason}, found {found!r:.300}")
-        self.reason = reason
-
-
-class UselessRow(RowError):
-    """A row that fits and teaches nothing: left out of our own schema too."""
+        self.reason, self.useless = reason, useless
 
 
 def file_items(path):
@@ -355,7 +352,7 @@ def load_rows(spec, formats, accept, what, limit, log, flag):
         except Exception as error:  # nothing but the row is looked at: it is at fault
             if not isinstance(error, RowError):
                 error = RowError(where, f"not of this format ({type(error).__name__})", error)
-            if kind == "own" and not isinstance(error, UselessRow):
+            if kind == "own" and not error.useless:
                 raise error from None
             left_out[error.reason].append(error)
     lines = [f"left out {len(rows)} of {count}: {rows[0]}" for rows in left_out.values()]

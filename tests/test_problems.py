@@ -91,22 +91,20 @@ def test_min_tests_keeps_problems_without_any(load):
         load("", ROW, min_tests=2)
 
 
-def test_files_by_their_ending(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps([CURE, CURE]))
-    (tmp_path / "a.jsonl").write_text("\n" + json.dumps(CURE) + "\n\n" + json.dumps(CURE))
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(2 * (json.dumps(CURE) + "\n").encode()))
-    loaded = [load_problems(f"cure:{tmp_path}/a{e}") for e in (".json", ".jsonl", ".jsonl.gz")]
-    assert loaded[0] == loaded[1] == loaded[2] and len(loaded[0]) == 2
-
-
-def test_parquet(tmp_path, monkeypatch):
+def test_files_by_their_ending(tmp_path, monkeypatch):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    path = tmp_path / "a.parquet"
-    parquet.write_table(arrow.Table.from_pylist([CURE] * 100), path)
-    assert len(load_problems(f"cure:{path}", limit=70)) == 70
+    line = json.dumps(CURE) + "\n"
+    (tmp_path / "a.json").write_text(f"[{line * 2}]".replace("}\n{", "}, {"))
+    (tmp_path / "a.jsonl").write_text(f"\n{line}\n{line}")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(2 * line.encode()))
+    parquet.write_table(arrow.Table.from_pylist([CURE] * 100), tmp_path / "a.parquet")
+    endings = ("json", "jsonl", "jsonl.gz", "parquet")
+    loaded = [load_problems(f"cure:{tmp_path}/a.{end}", limit=70) for end in endings]
+    assert loaded[0] == loaded[1] == loaded[2] == loaded[3][:2]
+    assert [len(problems) for problems in loaded] == [2, 2, 2, 70]
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="pip install pyarrow"):
-        load_problems(f"cure:{path}")
+        load_problems(f"cure:{tmp_path}/a.parquet")
 
 
 @pytest.mark.parametrize("name, content", [
@@ -154,8 +152,8 @@ def test_mbpp(load):
 def test_humaneval(load, sandbox):
     prompt = "def poly(x):\n    return x + 1\n\ndef f(x):\n    '''Poly of x.'''\n"
     check = "def check(candidate):\n    assert candidate(1) == poly(1)\n"
-    row = {"task_id": "HumanEval/x", "prompt": prompt, "entry_point": "f", "test": check}
-    (problem,) = load("humaneval", row | {"canonical_solution": "    return poly(x)\n"})
+    changes = {"prompt": prompt, "test": check, "canonical_solution": "    return poly(x)\n"}
+    (problem,) = load("humaneval", GOOD["humaneval"] | changes)
     assert policy_prompt(problem).count("Poly of x.") == problem.prompt.count("Poly of x.") == 1
     assert sandbox.run(problem.solution, problem.tests).passed
     cheat = "def poly(x):\n    return 7\n\ndef f(x):\n    return 7\n"
@@ -166,7 +164,7 @@ def test_cure(load, sandbox):
     row = {"question": "Double.", "test_input": ["1\n", ["4"]], "test_output": ["2\n", ["8"]]}
     (problem,) = load("cure", row | {"test_time_limit": 2})
     assert problem.tests.time_limit == 2 and problem.source == "rows"
-    assert sandbox.run("print(2 * int(input()))", problem.tests).passed
+    assert sandbox.run(DOUBLE, problem.tests).passed
     assert not sandbox.run("print(2)", problem.tests).passed
 
 
@@ -258,12 +256,11 @@ def test_a_row_of_a_public_format_that_does_not_fit_is_left_out_and_named(load, 
     assert "\n" not in str(error.value)
 
 
-def test_each_reason_is_said_once_and_few_rows_are_not_said_loudly(load, capsys):
-    load("mbpp", *[GOOD["mbpp"] | {"task_id": i} for i in (*range(8), 0)], {}, {})
+@pytest.mark.parametrize("bad, is_loud", [([{}], False), ([{}, {}], True)])
+def test_each_reason_is_said_once_and_many_rows_loudly(load, capsys, bad, is_loud):
+    load("mbpp", *[GOOD["mbpp"] | {"task_id": i} for i in (*range(8), 0)], *bad)
     said = capsys.readouterr().err
-    assert said.count("left out") == 3 and "WARNING" in said
-    load("mbpp", *[GOOD["mbpp"] | {"task_id": i} for i in (*range(8), 0)], {})
-    assert "WARNING" not in capsys.readouterr().err
+    assert said.count("left out") == 2 + is_loud == 2 + said.count("WARNING: 3 of 11")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -271,13 +268,12 @@ def test_each_reason_is_said_once_and_few_rows_are_not_said_loudly(load, capsys)
 
 
 def test_verified_keeps_what_passes_and_what_cannot_be_told(sandbox):
-    tests = Suite(**CALL)
-    right = Problem("right", "p", tests, "def f(x): return x + 1")
-    wrong = Problem("wrong", "p", tests, "def f(x): return x")
-    problems = [wrong, Problem("untested", "p", None, "x"), right, Problem("unsolved", "p", tests)]
+    tests, said = Suite(**CALL), []
+    solutions = {"wrong": "def f(x): return x", "right": "def f(x): return x + 1", "none": None}
+    problems = [Problem(name, "p", tests, code) for name, code in solutions.items()]
+    problems.append(Problem("untested", "p", None, "x"))
     results = verify_solutions(problems, sandbox)
-    assert [result and result.passed for result in results] == [False, None, True, None]
-    said = []
+    assert [result and result.passed for result in results] == [False, True, None, None]
     assert verified(problems, sandbox, said.append) == problems[1:]
     assert said[0] == "1 of 2 solutions pass their own tests, 2 have none"
     assert "1 wrong_answer, the first: wrong: " in said[1]

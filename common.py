@@ -1,8 +1,7 @@
-"""What every file stands on, without torch: errors, command lines made from dataclasses, whole
-files, small statistics.
+"""What every file stands on: errors, command lines from dataclasses, whole files, statistics.
 
-    args = parse_args(Args)    # one flag a field of a dataclass; the comment behind it is its help
-    run_cli(main)              # a mistake is one line on stderr and exit code 2; Ctrl-C exits 130
+args = parse_args(Args)    # one flag a field of a dataclass; the comment behind it is its help
+run_cli(main)              # a mistake is one line on stderr and exit code 2; Ctrl-C exits 130
 """
 
 import argparse
@@ -21,8 +20,7 @@ import numpy as np
 
 
 class UserError(ValueError):
-    """A mistake the user can mend; the message names the thing, the value found and the flag to
-    change."""
+    """A mistake the user can mend. The message names the thing, the value and the flag."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -34,8 +32,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake on the command line is a UserError: one line, as any other
-    mistake."""
+    """argparse, but a mistake is a UserError: one line on stderr."""
 
     def error(self, message):
         raise UserError(f"{message} (--help lists the flags)")
@@ -62,31 +59,30 @@ def parse_args(cls, argv=None, positional=None, about=None):
         prog=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1 : 2 if about else 1]]),
         description=inspect.cleandoc(about or sys.modules[cls.__module__].__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # what is not given gets the default of its field
     )
     sections = {title: parser.add_argument_group(title) for title in dict.fromkeys(groups.values())}
     for f in dataclasses.fields(cls):
         add_argument(sections[groups[f.name]], f, helps[f.name], f.name == positional)
-    given = vars(parser.parse_args(argv))
-    return cls(**{name: value for name, value in given.items() if value is not None})
+    return cls(**vars(parser.parse_args(argv)))
 
 
 def add_argument(section, f, text, positional):
-    """The argparse argument of one dataclass field; no value stands for the field's default."""
+    """The argparse argument of one dataclass field."""
     default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-    text = f"{text} (default: {default})".replace("%", "%%")
     is_list, flag = isinstance(default, list), "--" + f.name.replace("_", "-")
+    names = [f"-{f.name}", flag] if len(f.name) == 1 else [flag]  # `-n 4` as well as `--n 4`
     if positional:
-        section.add_argument(f.name, nargs="*" if is_list else "?", default=default, help=text)
+        names, options = [f.name], {"nargs": "*" if is_list else "?"}
     elif f.type is bool:
-        action = argparse.BooleanOptionalAction
-        section.add_argument(flag, action=action, default=default, help=text)
+        options = {"action": argparse.BooleanOptionalAction}
     elif is_list:  # `--policy A --policy B` as well as `--policy A B`
-        section.add_argument(flag, nargs="+", action="extend", help=text, metavar="STR")
+        options = {"nargs": "+", "action": "extend", "metavar": "STR"}
     else:
         kind = getattr(f.type, "__args__", [f.type])[0]  # of `int | None` the int
-        flags = [f"-{f.name}", flag] if len(f.name) == 1 else [flag]  # `-n 4` as well as `--n 4`
-        name = kind.__name__.upper()
-        section.add_argument(*flags, type=kind, default=default, help=text, metavar=name)
+        options = {"type": kind, "metavar": kind.__name__.upper()}
+    text = f"{text} (default: {default})".replace("%", "%%")
+    section.add_argument(*names, help=text, **options)
 
 
 def check_least(args, least, names, most=math.inf):
@@ -103,16 +99,17 @@ def check_choice(args, **allowed):
     """Raises UserError if an argument is none of the words allowed for it."""
     for name, words in allowed.items():
         if getattr(args, name) not in words:
-            expected = ", ".join(word for word in words if word)
-            raise UserError(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}"
-            )
+            flag, expected = name.replace("_", "-"), ", ".join(word for word in words if word)
+            raise UserError(f"--{flag} {getattr(args, name)}: expected {expected}")
+
+
+# Mistakes too, of an --out mostly.
+PATH_ERRORS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 def run_cli(main):
-    """Runs `main()` as a program. Exit codes: 2 after a user's mistake (one line on stderr), 130
-    after Ctrl-C and 143 after SIGTERM, so that `train_rm.py && grpo.py` does not go on with half a
-    reward model."""
+    """Runs `main()` as a program. Exit codes: 2 after a user's mistake, 130 after Ctrl-C and 143
+    after SIGTERM: `train_rm.py && grpo.py` does not go on with half a reward model."""
 
     def on_sigterm(number, frame):
         raise Terminated
@@ -120,14 +117,8 @@ def run_cli(main):
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         main()
-    except (
-        UserError,
-        FileExistsError,
-        NotADirectoryError,
-        IsADirectoryError,
-        PermissionError,
-    ) as e:
-        text = e if isinstance(e, UserError) else f"{e.filename}: {e.strerror}"  # an --out, mostly
+    except (UserError, *PATH_ERRORS) as e:
+        text = e if isinstance(e, UserError) else f"{e.filename}: {e.strerror}"
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:  # the trainers save before this is reached
@@ -158,8 +149,7 @@ def write_jsonl(path, rows):
 
 
 def content_hash(path):
-    """The first 16 hex digits of the SHA-256 of a file's bytes: resuming with other data is refused
-    by it."""
+    """16 hex digits of the SHA-256 of a file's bytes: resuming with other data is refused by it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -194,9 +184,8 @@ def ranks(values):
     >>> ranks([5.0, 1.0, 5.0]).tolist()
     [1.5, 0.0, 1.5]
     """
-    _, index, counts = np.unique(
-        np.asarray(values, dtype=float), return_inverse=True, return_counts=True
-    )
+    values = np.asarray(values, dtype=float)
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts + 1) / 2)[index]
 
 
@@ -209,8 +198,6 @@ def auc(scores, passed):
     """
     passed = np.asarray(passed, dtype=bool)
     good, bad = passed.sum(), (~passed).sum()
-    return (
-        float((ranks(scores)[passed].sum() - good * (good - 1) / 2) / (good * bad))
-        if good and bad
-        else math.nan
-    )
+    if not (good and bad):
+        return math.nan
+    return float((ranks(scores)[passed].sum() - good * (good - 1) / 2) / (good * bad))

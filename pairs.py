@@ -25,7 +25,7 @@ from functools import partial
 from codescaler import Tokenizer, generate, load_model, prompt_ids
 from common import UserError
 from extract import extract_code
-from problems import Problem, RowError, as_row, need, policy_prompt, raw_rows, read_rows
+from problems import Problem, RowError, load_rows, need, policy_prompt, read_rows
 from runs import compute_dtype, gather_lists
 
 NOT_GRADED = (None, "harness_error", "unsupported", "flaky")  # verdicts that say nothing
@@ -67,9 +67,9 @@ class Rollout:
         self.tokens = self.tokens or len(self.ids)
 
     def row(self):
-        problem = {"problem": self.problem.id, "prompt": self.problem.prompt}
-        problem |= {"source": self.problem.source, "completion": self.text}
-        return problem | {name: getattr(self, name) for name in FACTS}
+        row = {"problem": self.problem.id, "prompt": self.problem.prompt}
+        row |= {"source": self.problem.source, "completion": self.text}
+        return row | {name: getattr(self, name) for name in FACTS}
 
     @classmethod
     def from_row(cls, row):
@@ -116,21 +116,22 @@ def public_pair(row, where, source):
     may begin with the question. System turns are not read; the statement names the problem."""
     texts = [row.get(key) for key in ("question_content", "question", "instruction", "input")]
     asked = row.get("prompt") or "\n".join(filter(None, texts))
-    questions, programs = [], []
+    sides = []
     for keys in (("chosen", "code_pos"), ("rejected", "code_neg")):
         turns = messages(need(row, where, *keys, kind=str | list), "assistant")
         turns = turns if len(turns) > 1 else messages(asked, "user") + turns
         if [turn["role"] for turn in turns] != ["user", "assistant"]:
             raise RowError(where, f"{keys[0]!r} should be the answer to one question", turns)
         question, answer = [need(turn, where, "content") for turn in turns]
-        questions.append(question)
-        programs.append(program_in(answer).code)
-        if programs[-1] is None:
+        code = program_in(answer).code
+        if code is None:
             raise RowError(where, f"no program in {keys[0]!r}", answer)
-    if questions[0] != questions[1]:
-        raise RowError(where, "chosen and rejected answer different questions", questions)
+        sides.append((question, code))
+    (question, chosen), (other, rejected) = sides
+    if question != other:
+        raise RowError(where, "chosen and rejected answer different questions", sides)
     name = f"{normal_text(question)}#{where.rpartition(' ')[2]}"
-    return [Pair(question, *programs, name, source)]
+    return [Pair(question, chosen, rejected, name, source)]
 
 
 def messages(value, role):
@@ -177,44 +178,19 @@ FORMATS = {
 
 
 def load_pairs(spec, limit=None, log=None):
-    """Pairs of a file: our own pairs.jsonl, or FORMAT:FILE with a format of `FORMATS`.
+    """Pairs of a file: our own pairs.jsonl, or FORMAT:FILE with a format of `FORMATS`. A row that
+    does not fit is a UserError in our own schema and left out of the others; a row whose sides read
+    alike is left out of all. `log` is told how many were, and why."""
 
-    A row that does not fit is a UserError in our own schema and left out of the public ones. Pairs
-    whose sides read alike are left out of all. `log` is told how many were, and why.
-    """
-    kind, _, path = spec.partition(":")
-    if not path or kind == "hub":
-        kind, path = "own", spec
-    if kind not in FORMATS:
-        raise UserError(f"--pairs {spec!r}: expected a file or FORMAT:FILE of {', '.join(FORMATS)}")
-    pairs, left_out = [], defaultdict(list)  # left_out: reason -> errors
-    for item, where in raw_rows(path, limit):
-        found = []
-        try:
-            found = FORMATS[kind](as_row(item, where), where)
-        except RowError as error:
-            if kind == "own":
-                raise
-            left_out[error.reason].append(error)
-        except (AttributeError, KeyError, TypeError) as error:
-            left_out["not of this format"].append(f"{where}: not of this format: {error!r}")
-        for pair in found:
+    def accept(pairs, where):
+        for pair in pairs:
             sides = {pair.chosen.strip("\n"), pair.rejected.strip("\n")}
-            if len(sides) == 2 and "" not in {pair.prompt.strip(), *sides}:
-                pairs.append(pair)
-            else:
+            if len(sides) < 2 or "" in {pair.prompt.strip(), *sides}:
                 reason = "the sides read alike, or the statement or a side is empty"
-                left_out[reason].append(f"{where}: {reason}")
-    count = sum(map(len, left_out.values()))
-    lines = [f"{spec}: {len(pairs)} pairs, {count} left out"]
-    lines += [f"  left out {len(errors)}: {errors[0]}" for errors in left_out.values()]
-    if 5 * count > count + len(pairs):
-        lines.append(f"WARNING: more than a fifth of {spec} is left out")
-    if not pairs:
-        raise UserError("\n".join(["--pairs: no pair left", *lines]))
-    if log and count:
-        log("\n".join(lines))
-    return pairs
+                raise RowError(where, reason, pair, useless=True)
+        return pairs
+
+    return load_rows(spec, FORMATS, accept, "pair", limit, log, "--pairs")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -272,6 +248,9 @@ def laid_out(code, change=lambda tree: None):
         return None
 
 
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
 def normalised(code):
     """Equal texts are one program: no docstrings, no annotations, variables named in their order.
 
@@ -287,9 +266,7 @@ def normalised(code):
                 node.arg = fresh.setdefault(node.arg, f"v{len(fresh)}")
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 fresh.setdefault(node.id, f"v{len(fresh)}")
-            elif isinstance(
-                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-            ):
+            elif isinstance(node, DOCUMENTED):
                 node.returns = None  # of a function
                 is_documented = ast.get_docstring(node, clean=False) is not None
                 node.body = node.body[is_documented:] or [ast.Pass()]
@@ -347,10 +324,8 @@ def rollout(
     enable_thinking=None, seed=0, policy="", **sampling,
 ):  # fmt: skip
     """`n` answers to each problem, with their programs -> list of groups (lists) of Rollout.
-
     `numbers` are the keys of the prompts' random numbers (default: their places in the list);
-    `sampling` goes to `generate`: max_new_tokens, temperature, top_p, top_k, max_rows, progress.
-    """
+    `sampling` goes to `generate`: max_new_tokens, temperature, top_p, top_k, max_rows, progress."""
     numbers = list(range(len(problems)) if numbers is None else numbers)
     texts = [policy_prompt(problem, style) for problem in problems]
     prompts = [prompt_ids(tokenizer, text, enable_thinking) for text in texts]
@@ -375,28 +350,30 @@ def execute(sandbox, rollouts, stop_early=True, repeat=1):
     tested = [r for r in rollouts if r.problem.tests]
     jobs = {(r.problem.id, r.code): (r.code, r.problem.tests) for r in tested if r.code is not None}
     results = dict(zip(jobs, sandbox.map(jobs.values(), stop_early=stop_early)))
-    passed = [key for key, result in results.items() if result.passed]
+    verdicts = {
+        key: next((verdict for verdict in result.verdicts if verdict != "pass"), "pass")
+        for key, result in results.items()
+    }
     for _ in range(repeat - 1):
+        passed = [key for key, verdict in verdicts.items() if verdict == "pass"]
         again = sandbox.map([jobs[key] for key in passed])
-        passed = [key for key, result in zip(passed, again) if result.passed]
-    verdicts, found = dict.fromkeys(passed, "pass"), []
-    for r in rollouts:
+        verdicts |= {key: "flaky" for key, result in zip(passed, again) if not result.passed}
+    for r in tested:
         key = (r.problem.id, r.code)
-        found.append(results.get(key))
-        if result := found[-1]:
-            failed = [verdict for verdict in result.verdicts if verdict != "pass"]
-            r.verdict, r.pass_rate = verdicts.get(key) or [*failed, "flaky"][0], result.pass_rate
-        elif r.problem.tests:
-            r.verdict, r.pass_rate = "invalid", 0.0
-    return found
+        r.verdict = verdicts.get(key, "invalid")
+        r.pass_rate = results[key].pass_rate if key in results else 0.0
+    return [results.get((r.problem.id, r.code)) for r in rollouts]
 
 
 def given_programs(problems, args):
     """{problem id: [Rollout]} without a model: the problems' own solutions (--candidates mutants),
     or a file whose rows have `problem` and `completion` or `code`, such as any samples.jsonl."""
+    if args.candidates == "mutants":
+        rows = (({"problem": p.id, "code": p.solution}, "") for p in problems if p.solution)
+    else:
+        rows = read_rows(args.candidates)
     numbered, found = {p.id: (p, number) for number, p in enumerate(problems)}, defaultdict(list)
-    rows = (({"problem": p.id, "code": p.solution}, "") for p in problems if p.solution)
-    for row, where in rows if args.candidates == "mutants" else read_rows(args.candidates):
+    for row, where in rows:
         problem = need(row, where, "problem")
         if problem in numbered and not row.get("parent"):  # mutants are made again
             text = need(row, where, "completion" if row.get("code") is None else "code")
@@ -432,7 +409,7 @@ def collect(problems, args, sandbox, done=(), device="cpu", rank=0, world=1):
                 )  # fmt: skip
             else:
                 groups = [given[p.id] for p in asked]
-            found = [r for group in groups for r in group]
+            found = list(itertools.chain(*groups))
             execute(sandbox, found, stop_early=False, repeat=2)
             right = {(r.number, normalised(r.code)): r for r in found if r.verdict == "pass"}
             changed = []
@@ -462,9 +439,11 @@ def make_pairs(rollouts, rules, seed=0):
     """Rollouts -> (pairs, funnel): all-pass over any-fail within a problem, and passing programs
     over their mutants. `rules` has min_tests, max_pairs and mutants. `funnel` is a list of (what,
     how many are left, the rule with its value and how many it removed)."""
-    funnel = [("problems", len({r.problem.id for r in rollouts}), "with tests")]
-    funnel.append(("programs", len(rollouts), "sampled or given, and mutants of those that pass"))
     programs = sorted(rollouts, key=lambda r: r.parent is not None)  # mutants of candidates go
+    funnel = [
+        ("problems", len({r.problem.id for r in programs}), "with tests"),
+        ("programs", len(programs), "sampled or given, and mutants of those that pass"),
+    ]
     first, least = {}, rules.min_tests
 
     def is_new(r):
@@ -483,7 +462,7 @@ def make_pairs(rollouts, rules, seed=0):
     groups, counts, rng = defaultdict(list), [], random.Random(f"pairs-{seed}")
     for r in programs:
         groups[r.problem.id].append(r)
-    drawn = {"pairs": [], "mutant pairs": []}
+    couples, slips = [], []  # (chosen code, rejected Rollout), which is a mutant in slips
     for group in groups.values():
         good = [r.code for r in group if r.verdict == "pass"]
         bad = in_turn([r for r in group if r.verdict != "pass" and not r.parent], rng)
@@ -494,16 +473,16 @@ def make_pairs(rollouts, rules, seed=0):
         counts.append(len(good) * len(bad))
         for i in range(min(counts[-1], rules.max_pairs)):
             shift = i // math.lcm(len(good), len(bad))
-            drawn["pairs"].append((good[i % len(good)], bad[(i + shift) % len(bad)]))
-        drawn["mutant pairs"] += [(r.parent, r) for r in changed[: rules.mutants]]
-    both = len(counts) - counts.count(0)
-    funnel.append(("with both", both, "problems with a passing and a failing program"))
-    rule = f"at most {rules.max_pairs} a problem (--max-pairs) of {sum(counts)} couples"
-    funnel.append(("pairs", len(drawn["pairs"]), rule))
-    rule = f"at most {rules.mutants} a problem (--mutants)"
-    funnel.append(("mutant pairs", len(drawn["mutant pairs"]), rule))
+            couples.append((good[i % len(good)], bad[(i + shift) % len(bad)]))
+        slips += [(r.parent, r) for r in changed[: rules.mutants]]
+    both, limit = len(counts) - counts.count(0), f"at most {rules.max_pairs} a problem"
+    funnel += [
+        ("with both", both, "problems with a passing and a failing program"),
+        ("pairs", len(couples), f"{limit} (--max-pairs) of {sum(counts)} couples"),
+        ("mutant pairs", len(slips), f"at most {rules.mutants} a problem (--mutants)"),
+    ]
     pairs = []
-    for chosen, r in itertools.chain(*drawn.values()):
+    for chosen, r in couples + slips:
         source = r.problem.source + (MUTANT if r.parent else "")
         facts = (f"{r.problem.id}#{len(pairs)}", source, 1.0 - r.pass_rate, r.num_tests)
         pairs.append(Pair(r.problem.prompt, chosen, r.code, *facts))

@@ -8,9 +8,9 @@
                    "cases": [{"args": [1, 2], "expected": 3}]},
          "solution": "def add(a, b):\\n    return a + b"}
 
-The prompt must name the function, or say what is read and printed. Without tests ("tests" left out
-or null) only a reward model can judge. Optional: solution (what --verify runs), starter (code to
-begin with), source (results are split by it). Cases by tests.kind; a check may stand among asserts:
+The prompt must name the function, or say what is read and printed. Without "tests" only a reward
+model can judge. Optional: solution (what --verify runs), starter (code to begin with), source
+(results are split by it). Cases by tests.kind; a check may stand among asserts:
     call     {"args": [...], "expected": value}, or "any_of": [value, ...] in place of "expected"
     stdin    {"input": "1 2\\n", "output": "3\\n"}
     assert   {"assert": "assert f(1) == 2"}, or {"check": "def check(candidate): ..."}
@@ -106,11 +106,12 @@ def policy_prompt(problem, style="plain"):
 
 
 class RowError(UserError):
-    """A row that does not fit. `reason` is the same for all rows with this fault."""
+    """A row that does not fit. `reason` is the same for all rows with this fault; a row that is
+    only `useless` is left out of our own schema too."""
 
-    def __init__(self, where, reason, found):
+    def __init__(self, where, reason, found, useless=False):
         super().__init__(f"{where}: {reason}, found {found!r:.300}")
-        self.reason = reason
+        self.reason, self.useless = reason, useless
 
 
 def file_items(path):
@@ -137,7 +138,7 @@ def file_items(path):
 
 def raw_rows(path, limit=None):
     """The first `limit` items of a file, local or `hub:`: yields (object or line, "FILE row N").
-    Raises UserError for a file that cannot be read; rows are looked at by `as_row`."""
+    Raises UserError for a file that cannot be read."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1")
     number = 0
@@ -190,7 +191,7 @@ def input_files(flag, spec):
 
 
 def own_problem(row, where):
-    """Our own schema, into which the others are translated. All is checked here, tests too."""
+    """Our own schema, into which the others are translated. Here all is checked."""
     row = {key: value for key, value in row.items() if value is not None}
     for key in ("prompt", *row.keys() & {"solution", "source", "starter"}):
         need(row, where, key)
@@ -202,24 +203,25 @@ def own_problem(row, where):
 def mbpp_problem(row, where):
     """MBPP, full or sanitized. The first assert goes into the statement, as in the MBPP paper:
     without it nobody can know the function's name."""
-    cases = [{"assert": line} for line in need(row, where, "test_list", kind=list)]
-    example = f"\n\nYour code should pass this test:\n{cases[0]['assert']}" if cases else ""
-    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+    asserts = need(row, where, "test_list", kind=list)
+    example = f"\n\nYour code should pass this test:\n{asserts[0]}" if asserts else ""
     ours = {"id": f"mbpp/{row.get('task_id', where)}", "source": "mbpp"}
     ours["prompt"] = need(row, where, "text", "prompt") + example
-    ours["tests"] = {"kind": "assert", "cases": cases, "setup": setup} if cases else None
     ours["solution"] = need(row, where, "code").replace("\r\n", "\n")
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+    tests = {"kind": "assert", "cases": [{"assert": line} for line in asserts], "setup": setup}
+    ours["tests"] = tests if asserts else None
     return own_problem(ours, where)
 
 
 def humaneval_problem(row, where):
     """HumanEval. The code above the body is also the setup: a check may call its helpers."""
     starter, name = need(row, where, "prompt"), need(row, where, "entry_point")
-    tests = {"kind": "assert", "cases": [{"check": row["test"]}]}
     ours = {"id": row["task_id"], "source": "humaneval", "starter": starter}
     ours["prompt"] = f"Complete the function `{name}`:\n\n{starter}"  # no starter for reward models
-    ours["tests"] = tests | {"entry_point": name, "setup": starter}
     ours["solution"] = starter + row["canonical_solution"]
+    cases = [{"check": row["test"]}]
+    ours["tests"] = {"kind": "assert", "cases": cases, "entry_point": name, "setup": starter}
     return own_problem(ours, where)
 
 
@@ -233,16 +235,16 @@ def cure_problem(row, where):
     return own_problem(ours | {"prompt": row["question"]}, where)
 
 
-def text_of(value):
-    """Input or output of a stdin test: lines and numbers -> a text; texts stay as they are."""
-    lines = value if isinstance(value, list) else [value]
-    if isinstance(value, str) or not all(isinstance(line, str | int | float) for line in lines):
-        return value  # what is no text is refused later
-    return "".join(f"{line}".removesuffix("\n") + "\n" for line in lines)
-
-
 def stdin_tests(pairs, time_limit=None):
-    cases = [{"input": text_of(given), "output": text_of(wanted)} for given, wanted in pairs]
+    """[(input, output)] -> tests, None without any. Both are texts, lists of lines or numbers."""
+
+    def text(value):
+        lines = value if isinstance(value, list) else [value]
+        if isinstance(value, str) or not all(isinstance(line, str | int | float) for line in lines):
+            return value  # what is no text is refused later
+        return "".join(f"{line}".removesuffix("\n") + "\n" for line in lines)
+
+    cases = [{"input": text(given), "output": text(wanted)} for given, wanted in pairs]
     return {"kind": "stdin", "cases": cases, "time_limit": time_limit} if cases else None
 
 
@@ -267,7 +269,12 @@ def deepcoder_problem(row, where):
         tests = [tests | {"input": given, "output": wanted} for given, wanted in pairs]
     pairs = [(test["input"], test["output"]) for test in tests]
     # (word for the kind, function of the test or else of the row): the same for all tests
-    forms = {(test.get("testtype") or test.get("type"), called(test, row)) for test in tests}
+    forms = set()
+    for test in tests:
+        metadata = test.get("metadata") or row.get("metadata") or ""
+        named = plain_data(metadata) if "func_name" in metadata else {}
+        name = test.get("fn_name") or row.get("fn_name") or named.get("func_name")
+        forms.add((test.get("testtype") or test.get("type"), name))
     if len(forms) > 1:
         raise RowError(where, "tests of several kinds or functions", forms)
     word, name = forms.pop() if forms else (None, None)
@@ -277,20 +284,10 @@ def deepcoder_problem(row, where):
         name = f"Solution.{name}" if "class Solution" in (ours["starter"] or "") else name
         cases = call_cases(pairs, word == "functional")
         ours["tests"] = {"kind": "call", "cases": cases, "entry_point": name, "setup": PRELUDE}
-    solutions = row.get("solutions")
-    solution = solutions[0] if isinstance(solutions, list) and solutions else None
-    is_fenced = solution and "```" in solution
-    ours["solution"] = extract_code(solution).code if is_fenced else solution
+    if isinstance(solutions := row.get("solutions"), list) and solutions:
+        is_fenced = "```" in (solutions[0] or "")
+        ours["solution"] = extract_code(solutions[0]).code if is_fenced else solutions[0]
     return own_problem(ours, where)
-
-
-def called(*items):
-    """The function that the first of a test and its row names, or None."""
-    for item in items:
-        metadata = item.get("metadata") or ""
-        named = plain_data(metadata) if "func_name" in metadata else {}
-        if name := item.get("fn_name") or named.get("func_name"):
-            return name
 
 
 def call_cases(pairs, is_lcb):
@@ -322,68 +319,76 @@ def plain_data(value):
     return json.loads(json.dumps(value), object_hook=restore)
 
 
-# format -> (what reads the rows of a path, what makes a problem of a row)
-LOADERS = {
-    "own": (raw_rows, own_problem),
-    "toy": (world.rows, own_problem),
-    "mbpp": (raw_rows, mbpp_problem),
-    "humaneval": (raw_rows, humaneval_problem),
-    "cure": (raw_rows, cure_problem),
-    "deepcoder": (raw_rows, deepcoder_problem),
+FORMATS = {
+    "own": own_problem,
+    "toy": own_problem,
+    "mbpp": mbpp_problem,
+    "humaneval": humaneval_problem,
+    "cure": cure_problem,
+    "deepcoder": deepcoder_problem,
 }
+READERS = {"toy": world.rows}  # of formats whose rows are in no file
 
 
 # --------------------------------------------------------------------------------------------------
 # loading, and the data's own solutions
 
 
+def load_rows(spec, formats, accept, what, limit, log, flag):
+    """`FILE` (our own schema) or `FORMAT:PATH` -> list of `what`, problems or pairs: those that
+    `accept` keeps of what a format makes of a row. A row that does not fit is a UserError in our
+    own schema; elsewhere it is left out and counted by reason, and `log`, or else stderr, is told.
+    """
+    kind, _, path = spec.partition(":")
+    if not path or kind == "hub":
+        kind, path = "own", spec
+    if kind not in formats:
+        raise UserError(f"{flag} {spec!r}: expected FILE or FORMAT:PATH of {', '.join(formats)}")
+    found, left_out, count = [], defaultdict(list), 0  # left_out: reason -> errors
+    for item, where in READERS.get(kind, raw_rows)(path, limit):
+        count += 1
+        try:
+            found += accept(formats[kind](as_row(item, where), where), where)
+        except Exception as error:  # nothing but the row is looked at: it is at fault
+            if not isinstance(error, RowError):
+                error = RowError(where, f"not of this format ({type(error).__name__})", error)
+            if kind == "own" and not error.useless:
+                raise error from None
+            left_out[error.reason].append(error)
+    lines = [f"left out {len(rows)} of {count}: {rows[0]}" for rows in left_out.values()]
+    if not found:
+        raise UserError(f"{flag} {spec}: no {what} left (--limit {limit}): {'; '.join(lines[:1])}")
+    if 5 * (number := sum(map(len, left_out.values()))) > count:
+        lines.append(f"WARNING: {number} of {count} rows do not fit and are left out")
+    if lines:
+        log = log or partial(print, file=sys.stderr)
+        log("\n  ".join([f"{spec}: {len(found)} {what}s", *lines]))
+    return found
+
+
 def load_problems(spec, limit=None, min_tests=0, log=None, flag="--problems"):
     """`SPEC[,SPEC...]` -> list of Problem. A spec is a file in our own schema or `FORMAT:PATH` with
-    a format of `LOADERS`, e.g. `mbpp:mbpp.jsonl`, `toy:train`, `toy:untested`, `toy:test`.
+    a format of `FORMATS`, e.g. `mbpp:mbpp.jsonl`, `toy:train`, `toy:untested`, `toy:test`. `limit`
+    keeps the first rows of each, `min_tests` leaves out problems with fewer tests that have any.
+    `log` is told what was loaded and left out. Raises UserError."""
+    ids, found = set(), []
 
-    `limit` keeps the first rows of each spec, `min_tests` leaves out problems with fewer tests that
-    have any. A row that does not fit ends the load in our own schema and is left out elsewhere.
-    `log` is told what was loaded and left out; without it stderr is told what was left out. Raises
-    UserError.
-    """
-    problems, ids = [], set()
+    def accept(problem, where):
+        if problem.id in ids:
+            raise RowError(where, "the id appears twice", problem.id)
+        ids.add(problem.id)
+        return [problem]
+
     for part in spec.split(","):
-        kind, _, path = part.partition(":")
-        if not path or kind == "hub":
-            kind, path = "own", part
-        if kind not in LOADERS:
-            formats = ", ".join(LOADERS)
-            raise UserError(f"{flag} {part!r}: expected a file or FORMAT:PATH; formats: {formats}")
-        rows, make = LOADERS[kind]
-        found, misfits = [], defaultdict(list)  # misfits: reason -> messages
-        for item, where in rows(path, limit):
-            try:
-                problem = make(as_row(item, where), where)
-                if problem.id in ids:
-                    raise RowError(where, "the id appears twice", problem.id)
-                ids.add(problem.id)
-                found.append(problem)
-            except Exception as error:  # nothing but the row is looked at: it is at fault
-                if not isinstance(error, RowError):
-                    error = RowError(where, f"not of this format ({type(error).__name__})", error)
-                if make is own_problem:
-                    raise error from None
-                misfits[error.reason].append(str(error))
-        left_out = sum(map(len, misfits.values()))
-        count = len(found) + left_out
-        kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
+        found += load_rows(part, FORMATS, accept, "problem", limit, log, flag)
+    kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
+    dropped = f"{len(found) - len(kept)} dropped by --min-tests {min_tests}"
+    if not kept:
+        raise UserError(f"{flag} {spec}: no problem left (--limit {limit}): {dropped}")
+    if log:
         tested = sum(p.tests is not None for p in kept)
-        summary = f"{part}: {len(kept)} problems, {tested} with tests, "
-        lines = [f"{summary}{len(found) - len(kept)} dropped by --min-tests {min_tests}"]
-        lines += [f"left out {len(texts)} of {count}: {texts[0]}" for texts in misfits.values()]
-        if not kept:
-            raise UserError(f"{flag}: no problem left (--limit {limit}): {'; '.join(lines[:2])}")
-        if 5 * left_out > count:
-            lines.append(f"WARNING: {left_out} of {count} rows do not fit and are left out")
-        if log or left_out:
-            (log or partial(print, file=sys.stderr))("\n  ".join(lines))
-        problems += kept
-    return problems
+        log(f"{spec}: {len(kept)} problems, {tested} with tests, {dropped}")
+    return kept
 
 
 def verify_solutions(problems, sandbox):

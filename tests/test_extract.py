@@ -1,8 +1,4 @@
-"""extract.py: one row a behaviour, then properties that hold for every string.
-
-pytest tests/test_extract.py                # about 30 s
-pytest tests/test_extract.py -m slow        # 2,000 hostile texts through every mode
-"""
+"""One row a behaviour, then what holds for every string.    pytest tests/test_extract.py"""
 
 import ast
 import doctest
@@ -12,7 +8,6 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 from extract_fuzz import fuzz, garblings, hostile
@@ -28,85 +23,66 @@ def fence(code, tag="python", mark="```"):
     return f"{mark}{tag}\n{code}\n{mark}"
 
 
-DOC = f'def f(x):\n    """Example:\n\n    {fence("f(1)")}\n    """\n    return x + 1'
-DOC_INDENTED = DOC.replace("\nf(1)\n```", "\n    f(1)\n    ```")
+def fences(*codes):
+    return "\n".join(map(fence, codes))
+
+
+DOC = 'def f(x):\n    """Example:\n\n    ```python\n    f(1)\n    ```\n    """\n    return x + 1'
 STUB = 'def f(x):\n    """Adds one."""'
+CALLS_G, G = "def f(x):\n    return g(x)", "def g(x):\n    return f(f(x))"
+TEST = "class TestF:\n    def test_f(self):\n        assert f(1) == 2"
 DOCTEST = 'def f(x):\n    """Adds one.\n\n    >>> f(1)\n    2\n    """\n    return x + 1'
 CUT = "def f(x):\n    y = x\n    return y\n\ndef g(x):\n    z = (x +"
 
 # Rows: name, response, expected: the program, or the reason why there is none.
 RELEASED = [  # the released rules, to the letter: name, response, mode, expected
-    ("paper one block", f"Sure\n{fence(F)}\nok", "paper", F),
-    ("paper any word as tag", fence(F, "java"), "paper", F),
     ("paper trailing space after tag", fence(F, "python "), "paper", "no_block"),
-    ("paper CRLF", fence(F).replace("\n", "\r\n"), "paper", "no_block"),
-    ("paper tilde", fence(F, mark="~~~"), "paper", "no_block"),
     ("paper unclosed", "```python\n" + F, "paper", "unclosed"),
-    ("paper two blocks", fence(F) + "\n" + fence(USE), "paper", "many_blocks"),
-    ("paper thoughts count", f"<think>{fence(F)}</think>\n{fence(F)}", "paper", "many_blocks"),
-    ("paper accepts prose", fence("hello there".split()[0] + " # a"), "paper", "hello # a"),
-    ("paper accepts a lone return", fence("return 1"), "paper", "return 1"),
+    ("paper two blocks", fences(F, USE), "paper", "many_blocks"),
     ("paper syntax error", fence("print 1"), "paper", "syntax_error"),
     ("paper empty", fence(""), "paper", "empty"),
-    ("paper cuts at backticks in a string", fence(DOC_INDENTED), "paper", "many_blocks"),
-    ("last takes the last", fence(F) + "\n" + fence(USE), "last", USE),
+    ("last takes the last", fences(F, USE), "last", USE),
     ("last does not parse", fence("print 1"), "last", "print 1"),
-    ("last none", "no code", "last", "no_block"),
-    ("last surrogate", fence("x = '\ud800'"), "last", "syntax_error"),
     ("last nul", fence("x = '\0'"), "last", "syntax_error"),
 ]  # fmt: skip
 
 STRICT = [
     *[(f"tag {tag!r}", fence(F, tag), F)
      for tag in ("python", "py", "python3", "Python 3.11", "{.python}", "", "PYTHON", " python ",
-     "python:main.py", 'py title="a"', "python3.11", "language-python", "{.python .numberLines}")],
+     "python main.py", 'py title="a"', "python3.11", "language-python", "{.python .numberLines}")],
     *[(f"other tag {tag!r}", fence(F, tag), "not_python")
      for tag in ("c++", "java", "bash", "pytb", "pyx", "text", "c++ python")],
     ("tilde", fence(F, mark="~~~"), F),
-    ("long fence", fence(F, mark="`````"), F),
     ("fence further in than its program",
      "1. so:\n    ```python\ndef f(x):\n    return x + 1\n    ```", F),
     ("text keeps its blanks", '  ```python\nA = """a\n  b"""\n  ```', 'A = """a\n  b"""'),
-    ("indented fence", "1. so:\n\n   ```python\n   def f(x):\n       return x + 1\n   ```", F),
-    ("quoted fence", "> ```python\n> def f(x):\n>     return x + 1\n> ```", F),
     ("CRLF", fence(F).replace("\n", "\r\n") + "\r\n", F),
-    ("trailing spaces", f"```python  \n{F}\n```   ", F),
     ("fence behind prose", f"Answer: ```python\n{F}\n```", F),
     ("closing fence on the last line", f"```python\n{F}```\nprose", F),
     ("prose behind the closing fence", f"```python\n{F}\n``` That is all.", F),
-    ("fence in a docstring", fence(DOC_INDENTED) + "\nok", DOC_INDENTED),
-    ("long fence around a short one", fence(DOC_INDENTED, mark="````"), DOC_INDENTED),
+    *[(f"whole {code!r}", fence(code) + "\nok", code)
+     for code in (DOC, "x = 1\n# ends ```\n" + F, "a = '<think>'\nb = '</think>'\n" + F,
+     'P = """\n</think>\n"""\n' + F, "x = 1\n\f\n" + F)],
+    ("long fence around a short one", fence(DOC, mark="````"), DOC),
     ("unclosed", "```python\n" + F, "unclosed"),
-    ("stray fence after the block", fence(F) + "\n```\n", F),
     ("fence in a list item", "1. ```python\n   def f(x):\n       return x + 1\n   ```", F),
     ("end token behind the fence", f"```python\n{F}\n```<|im_end|>", F),
-    ("backticks in a comment", fence("x = 1\n# ends ```\n" + F), "x = 1\n# ends ```\n" + F),
-    ("quoted fence with an empty line", "> ```python\n> x = 1\n>\n> y = x\n> ```",
-     "x = 1\n\ny = x"),
+    ("quoted fence", "> ```python\n> x = 1\n>\n> y = x\n> ```", "x = 1\n\ny = x"),
     ("shorter fence does not close", f"`````python\n{F}\n```", "unclosed"),
     ("block of another language before it", f"```c\nint x;\n```\n{fence(F)}", F),
     ("empty", " \n", "empty"),
     ("no fence", F, "no_block"),
     ("two programs", fence(F) + fence("\n" + USE), "many_blocks"),
-    ("two attempts, one broken", fence(F) + "\n" + fence("def g(:"), "many_blocks"),
-    ("other languages do not count", fence(F) + "\n" + fence("f 1", "bash"), F),
+    ("two attempts, one broken", fences(F, "def g(:"), "many_blocks"),
     ("output does not count", fence(F) + "\n" + fence("3\n4", ""), F),
     ("thoughts do not count", f"<think>\n{fence(USE)}\n</think>\n{fence(F)}", F),
     ("thoughts opened by the prompt", f"hm\n{fence(USE)}\n</think>\n{fence(F)}", F),
     ("thought never closed", f"<think>\n{fence(F)}", "unclosed"),
-    ("tags in the program", fence("a = '<think>'\nb = '</think>'\n" + F),
-     "a = '<think>'\nb = '</think>'\n" + F),
-    ("CRLF and tags in a comment", fence("x = 1\n# <think>\ny = 2").replace("\n", "\r\n"),
-     "x = 1\n# <think>\ny = 2"),
-    ("closing tag in a string", fence('P = """\n</think>\n"""\n' + F),
-     'P = """\n</think>\n"""\n' + F),
-    ("closing tag in a comment", fence("# </think> ends\n" + F), "# </think> ends\n" + F),
     ("unclosed fence in thoughts", f"```python\nx = (\n</think>\n{fence(F)}", F),
+    ("a thought that ends in a backtick", f"<think>Use `sorted`</think>\n{fence(F)}", F),
+    ("a thought that ends in a fence", f"<think>\n{fence(USE)}</think>\n{fence(F)}", F),
     ("tags in capitals", f"<THINK>\n{fence(USE)}\n</THINK>\n{fence(F)}", F),
-    ("thoughts on one line", f"<think>hm</think>{fence(F)}", F),
-    ("two thoughts", f"<think>a</think>b\n<think>\n{fence(USE)}\n</think>\n{fence(F)}", F),
     ("lone return", fence("return 1"), "syntax_error"),
-    ("Python 2", fence("print 1"), "syntax_error"),
     *[(f"vacuous {code!r}", fence(code), "vacuous")
      for code in ("hello", "# a", '"""doc"""', "import os", "pass", "1 + 2", "x: int", "...",
      "if True:\n    pass")],
@@ -114,79 +90,39 @@ STRICT = [
     ("nul", fence("x = 1\0"), "syntax_error"),
     ("surrogate", fence("x = '\ud800'"), "syntax_error"),
     ("code on the fence line", "```python def f(x):\n    return x + 1\n```", F),
-    ("import on the fence line", "```python from math import pi\nx = pi\n```",
-     "from math import pi\nx = pi"),
-    ("assignment on the fence line", "```py n=5\nprint(n)\n```", "n=5\nprint(n)"),
+    ("import on the fence line", "```python import re\nx = re\n```", "import re\nx = re"),
     ("pass on the fence line", "```python while 1:\n    x = 1\n```", "while 1:\n    x = 1"),
-    ("comment on the fence line", "```python # adds\nx = 1\n```", "# adds\nx = 1"),
-    ("words on the fence line", "```python solution.py\nx = 1\n```", "x = 1"),
-    ("call of a name like the tag", "```py(1)\nx = 2\n```", "not_python"),
     ("code without a tag on the fence line", "```n = 5\nprint(n)\n```", "not_python"),
     ("code on the fence line, broken", "```python def f(x:\n    return x + 1\n```", "syntax_error"),
     ("code behind the closing fence", "```python\nx = 1\n``` y = 2\n```", "syntax_error"),
-    ("a thought in the block", "Ok: ```python\nx = 1\n# <think>\ny = 2\n# </think>\nz = 3\n```",
-     "syntax_error"),
+    ("a thought in the block", "Ok: ```py\nx = 1\n# <think>\n# </think>\n```", "syntax_error"),
     ("too large", fence("x = 1\n" * 60_000), "too_large"),
-    ("form feed", fence("x = 1\n\f\n" + F), "x = 1\n\f\n" + F),
 ]  # fmt: skip
 
 RECOVER = [
-    ("code on a bare fence line", "```n = int(input())\nprint(n * 2)\n```",
-     "n = int(input())\nprint(n * 2)"),
-    ("skips the usage block", fence(F) + "\n" + fence(USE), F),
-    ("the last of two programs", fence(F) + "\n" + fence(F.replace("1", "2")), F.replace("1", "2")),
-    ("merges what is used", fence("import math") + "\n" + fence("x = math.pi"),
-     "import math\n\nx = math.pi"),
-    ("merges a helper", fence(F) + "\nthen\n" + fence("def g(x):\n    return f(f(x))"),
-     F + "\n\ndef g(x):\n    return f(f(x))"),
-    ("ignores tests", fence(F) + "\n" + fence("def test_f():\n    assert f(1) == 2"), F),
-    ("unclosed", "Here:\n```python\n" + F, F),
+    ("code on a bare fence line", "```n = input()\nprint(n)\n```", "n = input()\nprint(n)"),
+    ("skips the usage block", fences(F, USE), F),
+    ("the last of two programs", fences(F, F.replace("1", "2")), F.replace("1", "2")),
+    ("merges what is used", fences("import re", "x = re.A"), "import re\n\nx = re.A"),
+    ("merges a helper", fences(F, G), f"{F}\n\n{G}"),
+    ("ignores tests", fences(F, "def test_f():\n    assert f(1) == 2"), F),
     ("cut", "```python\n" + CUT, "def f(x):\n    y = x\n    return y"),
-    ("no fence", f"This adds one.\n\n{F}\n\nNote that it is fast.", F),
-    ("indented without fence", "Like so:\n\n    def f(x):\n        return x + 1\n\nDone.", F),
     ("doctest", fence(">>> def f(x):\n...     return x + 1\n>>> f(1)\n2"), F + "\nf(1)"),
-    ("magics", fence("%matplotlib inline\n!pip install x\n" + F), F),
-    ("line numbers", fence("1  def f(x):\n2      return x + 1"), F),
     ("line numbers with colons", fence(" 9: def f(x):\n10:     return x + 1"), F),
-    ("smart quotes", fence("def f(x):\n    return “it’s” + x"),
-     'def f(x):\n    return "it\'s" + x'),
     ("non-breaking spaces", fence("def f(x):\n\u00a0\u00a0\u00a0 return x + 1"), F),
-    ("uniform indentation", fence("    def f(x):\n        return x + 1"), F),
-    ("prose in the fence", fence(F + "\n\nThis returns the next number."), F),
     ("prose before the code in the fence", fence("Here is the code:\n" + F), F),
-    ("the echoed stub", fence(STUB) + "\n" + fence(STUB + "\n    return x + 1"),
-     STUB + "\n    return x + 1"),
+    ("the echoed stub", fences(STUB, STUB + "\n    return x"), STUB + "\n    return x"),
     ("wrong tag", fence(F, "text"), F),
     ("from thoughts only", f"<think>\n{fence(F)}", F),
-    ("a second version is no helper",
-     fence("def f(x):\n    return g(x)") + "\nbetter\n" +
-     fence("def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"),
-     "def g(x):\n    return 1\n\ndef f(x):\n    return g(x)"),
-    ("the last even without a tag", fence(F) + "\nno:\n" + fence(F.replace("1", "2"), ""),
-     F.replace("1", "2")),
-    ("examples stay in the docstring", fence(DOCTEST + "\nThis is it."), DOCTEST),
+    ("a second version is no helper", fences(CALLS_G, G + "\n" + CALLS_G), G + "\n" + CALLS_G),
     ("examples stay in a bare docstring", "Ok:\n" + DOCTEST + "\nThis is it.", DOCTEST),
-    ("tests in a class",
-     fence(F) + "\n" +
-     fence("class TestF:\n    def test_f(self):\n        assert f(1) == 2"),
-     F),
-    ("a function that only sounds like a test",
-     "So:\n\ndef test_prime(n):\n    return n == 2\n\nDone now.",
-     "def test_prime(n):\n    return n == 2"),
-    ("tabs and spaces", fence("def f(x):\n\ty = x\n    return y"),
-     "def f(x):\n    y = x\n    return y"),
-    ("tabs in a string stay", fence('def f(x):\n  return """\n\tx"""\n\nThat is it.'),
-     'def f(x):\n  return """\n\tx"""'),
-    ("statements that no fence marks", "n = int(input())\nprint(n * 2)\nThis doubles.",
-     "n = int(input())\nprint(n * 2)"),
+    ("tests in a class", fences(F, TEST), F),
+    ("no test", "So:\n\ndef test_prime(n):\n    pass\n\nDone.", "def test_prime(n):\n    pass"),
+    ("tabs and spaces", fence("if x:\n\ty = f(x)\n    z = y"), "if x:\n    y = f(x)\n    z = y"),
+    ("tabs in a string stay", fence('x = f("""\n\ty""")\n\nThat is it.'), 'x = f("""\n\ty""")'),
+    ("statements without a fence", "n = input()\nprint(n)\nThis echoes.", "n = input()\nprint(n)"),
     ("one line of Java is no program", fence("int x;\nlist.add(x);", "java"), "not_python"),
-    ("a setting in prose is no program", "Set\nspark.memory.fraction=0.75\nto mend it.",
-     "no_block"),
-    ("does not cut what is too large", fence("x = 1\n" * 60_000), "too_large"),
-    ("a name behind a semicolon", fence("x = 1; Done"), "x = 1; Done"),
-    ("prose", "I think that is correct: well done.\nYes\nno", "no_block"),
-    ("Java", fence("public class A { int x; }", "java"), "not_python"),
-    ("nothing", "", "empty"),
+    ("a setting in prose is no program", "Set\nspark.fraction=0.75\nto mend it.", "no_block"),
 ]  # fmt: skip
 
 TABLE = RELEASED + [
@@ -206,58 +142,51 @@ def test_table(name, response, mode, expected):
 
 
 SOLUTION = "class Solution:\n    def add(self, x):\n        return x + 1"
+INHERITED = SOLUTION.replace("Solution", "A") + "\nclass Solution(A):\n    x = 1"
+NESTED = "def g():\n    def f(): return 1\n    return f"
 
 
-@pytest.mark.parametrize("code, entry_point, reason", [
-    (F, "f", "ok"), (F, "g", "no_entry_point"), (SOLUTION, "Solution.add", "ok"),
-    (SOLUTION, "add", "no_entry_point"),
-    (SOLUTION, "Solution.sub", "no_entry_point"), (F, "Solution.f", "no_entry_point"),
-    ("f = lambda x: x", "f", "ok"),
-    ("from math import sqrt as f\nx = 1", "f", "ok"),
-    ("try:\n    f = 1\nexcept ValueError:\n    f = 2", "f", "ok"),
-    (SOLUTION.replace("Solution", "A") + "\nclass Solution(A):\n    x = 1", "Solution.add", "ok"),
-    ("def g():\n    def f(): return 1\n    return f", "f", "no_entry_point"),
-    ("x = [f for f in y]", "f", "no_entry_point"),
+@pytest.mark.parametrize("entry_point, found, missed", [
+    ("f", [F, "f = lambda x: x", "from re import A as f\nx = 1", "if x:\n    f = 1"],
+     [NESTED, "x = [f for f in y]"]),
+    ("Solution.add", [SOLUTION, INHERITED], [F, SOLUTION.replace("add", "sub")]),
+    ("add", [], [SOLUTION]),
 ])  # fmt: skip
-def test_entry_point(code, entry_point, reason):
+def test_entry_point(entry_point, found, missed):
     for mode in ("strict", "recover"):
-        assert extract_code(fence(code), mode, entry_point).reason == reason
+        for code in found + missed:
+            wanted = "ok" if code in found else "no_entry_point"
+            assert extract_code(fence(code), mode, entry_point).reason == wanted, code
 
 
 def test_entry_point_chooses_the_block():
-    both = fence(F) + "\n" + fence(F.replace("f(", "g("))
-    assert extract_code(both, "recover", "f").code == F
-    assert extract_code(both, "recover", "g").code == F.replace("f(", "g(")
+    for name, code in (("f", F), ("g", F.replace("f(", "g("))):
+        assert extract_code(fences(F, F.replace("f(", "g(")), "recover", name).code == code
 
 
 def released_rule(text):
     """The reward rule of the released code, written out again from its description."""
     found = re.findall("`{3}(?:\\w+)?\n([\\s\\S]*?)`{3}", text)
-    if len(found) != 1:
-        return ""
     try:
         ast.parse(found[0].strip())
     except Exception:
         return ""
-    return found[0].strip()
+    return found[0].strip() if len(found) == 1 else ""
 
 
 def test_paper_agrees_with_the_released_rule():
     rng = random.Random(1)
     responses = [row[1] for row in TABLE if "large" not in row[0]]
+    responses += [fence(code, tag) for tag in ("java", "", "python \n") for code in (F, "return 1")]
     responses += [hostile(rng, responses) for _ in range(1500)]
     assert sum(bool(released_rule(text)) for text in responses) > 30
     for text in responses:
         assert (extract_code(text, "paper").code or "") == released_rule(text), text
 
 
-def test_properties_of_hostile_texts():
-    assert fuzz(200, seed=3)["slowest_s"] < 5  # fuzz() itself asserts the contract of each answer
-
-
-@pytest.mark.slow
-def test_many_hostile_texts():
-    assert fuzz(2000, seed=4)["slowest_s"] < 5
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_properties_of_hostile_texts(count):
+    assert fuzz(count, seed=count)["slowest_s"] < 5  # fuzz() asserts the contract of each answer
 
 
 def nested_finally(depth):
@@ -269,23 +198,23 @@ HUGE = {
     "backticks": "`" * 10_000_000, "nul": "\0" * 3_000_000, "brackets": fence("(" * 100_000),
     "sum": fence("x = " + "+".join("1" * 60_000)), "attributes": fence("x = a" + ".b" * 60_000),
     "finally": fence(nested_finally(19)), "opening fences": "```python\n" * 300_000,
-    "code": (F + "\n") * 120_000,
-    "prose": "if you can see this: well, no.\n" * 100_000, "quotes": '"' * 3_000_000,
-    "escapes": fence("x = '\\d'"),
+    "code": (F + "\n") * 120_000, "prose": "if you see this: well, no.\n" * 100_000,
     # the slowest to compile of MAX_SOURCE characters; the next two need emitted()
     "classes": fence("class A:0\n" * 9_900), "fields": fence("x = f'" + "{x}" * 33_000 + "'"),
     "keywords": fence("f(" + ", ".join(f"a{i}=1" for i in range(11_000)) + ")"),
-    "nested": fence(nested_finally(90)),
+    "nested": fence(nested_finally(90)), "arguments": fence("f(" * 3000 + ")" * 3000),
     "returns": fence("def f():\n try:\n  " + "return;" * 9_000 + "\n finally:\n  " + "x;" * 18_000),
     # lines that an ambiguous expression would try in exponentially or quadratically many ways
     "bullets": ("-  " * 320 + "x```\n") * 3000, "tildes": "~" * 3_000_000 + "`\n<think>",
     "tildes2": ("~" * 990 + "`\n") * 3000,
     "open strings": fence("x = (\n" + '\\"\\\n' * 60_000), "glued fences": "x = 1 ```\n" * 300_000,
-    "tags": "<think>\n</think>\n```python\n" * 110_000,
-    "lines": "\n" * 3_000_000 + "x</think>" * 64,
+    "tags": "<think>\n</think>\n```python\n" * 110_000, "quotes": '"' * 3_000_000,
+    "lines": "\n" * 3_000_000 + "x</think>" * 64, "thoughts": "<think>" * 400_000,
     "statements": (fence("x\n" * 49_000) + "\n") * 10, "comparisons": "a<b<c<d;x=1;" * 240_000,
     "blocks": (fence(F) + "\n") * 80_000, "triple quotes": fence('"""\n') * 100_000,
-    "thoughts": "<think>" * 400_000,
+    # nested deeper than the parser or the compiler takes
+    "signs": fence("x = " + "-" * 90_000 + "1"), "lists": fence("x = " + "[" * 900 + "]" * 900),
+    "calls": fence("x" + "()" * 40_000), "elif": fence("if a:\n x\n" + "elif a:\n x\n" * 8000),
 }  # fmt: skip
 
 
@@ -293,14 +222,13 @@ HUGE = {
 def test_huge_texts_end_soon(name):
     for mode in MODES:
         start = time.process_time()  # CPU time: it does not depend on what else the machine does
-        extract_code(HUGE[name], mode)
+        assert extract_code(HUGE[name], mode, "f").reason in extract.REASONS
         assert time.process_time() - start < 8  # 5 s is the aim; the margin is for slow processors
 
 
 def test_a_slow_clock_changes_nothing(monkeypatch):
-    text = "\n".join(
-        fence(f"def f{i}(x):\n    return f{i + 1}(x)\n" + "Now this.\n" * (i % 3))
-        for i in range(40)
+    text = fences(
+        *(f"def f{i}(x):\n    return f{i + 1}(x)\n" + "Now.\n" * (i % 3) for i in range(40))
     )
     before = [extract_code(text, mode) for mode in MODES]
     now = iter(range(0, 10**9, 1000))
@@ -315,14 +243,6 @@ def test_warnings_do_not_refuse_a_program():
         assert extract_code(fence("x = '\\d'"), "strict").reason == "ok"
 
 
-def test_strict_is_fast_enough_for_every_rollout():
-    text = f"Sure.\n{fence(F)}\nDone."
-    start = time.process_time()
-    for _ in range(2000):
-        extract_code(text)
-    assert time.process_time() - start < 8
-
-
 def test_garbled_programs_come_back():
     code = 'import re\n\ndef f(text):\n    """Words."""\n    if not text:\n        return []\n'
     code += '    return re.findall("[a-z]+", text)'
@@ -331,10 +251,8 @@ def test_garbled_programs_come_back():
         assert got and ast.dump(ast.parse(got)) == ast.dump(ast.parse(truth)), kind
 
 
-@pytest.mark.parametrize(
-    "names", ["raise AssertionError", "return 'unterminated triple-quoted on line 3'"]
-)
-def test_messages_of_the_compiler_decide_nothing(names, monkeypatch):
+@pytest.mark.parametrize("message", ["raise AssertionError", "unterminated string on line 3"])
+def test_messages_of_the_compiler_decide_nothing(message, monkeypatch):
     """The text of an error is for people: the answers are the same whatever it says."""
     responses = [row[1:3] for row in TABLE if "large" not in row[0]]
     before = [extract_code(*row) for row in responses]
@@ -343,65 +261,30 @@ def test_messages_of_the_compiler_decide_nothing(names, monkeypatch):
         try:
             return parse(source)
         except SyntaxError as error:
-            raise SyntaxError(names, (None, error.lineno, 0, "")) from None
+            raise SyntaxError(message, (None, error.lineno, 0, "")) from None
 
     monkeypatch.setattr(ast, "parse", parse)
     assert [extract_code(*row) for row in responses] == before
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "x = " + "-" * 90_000 + "1",
-        "x = " + "[" * 900 + "]" * 900,
-        "x" + "()" * 40_000,
-        "if a:\n x\n" + "elif a:\n x\n" * 8000,
-        "f(" * 3000 + ")" * 3000,
-    ],
-)
-def test_deep_nesting_has_an_answer(source):
-    for mode in MODES:
-        assert extract_code(fence(source), mode, "f").reason in extract.REASONS
-
-
-def test_docstring_examples_and_reasons():
+def test_docstring_examples_reasons_and_modes():
     assert doctest.testmod(extract).attempted >= 2 and doctest.testmod(extract).failed == 0
     assert all(f"      {reason} " in extract_code.__doc__ for reason in extract.REASONS)
-
-
-def test_unknown_mode():
     with pytest.raises(ValueError, match="expected one of paper, last, strict, recover"):
         extract_code("", "lenient")
 
 
-def run(*args, text=""):
-    script = str(Path(extract.__file__))
-    return subprocess.run(
-        [sys.executable, script, *args],
-        input=text,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-
-
-def test_command_line(tmp_path):
-    path = tmp_path / "response.txt"
-    path.write_text(fence(F) + "\n" + fence(USE))
-    ok = run("--mode", "recover", str(path))
-    assert (ok.returncode, ok.stdout, ok.stderr) == (0, F + "\n", "")
-    refused = run(text=path.read_text())
-    assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", "many_blocks\n")
-    unknown = run("--mode", "lenient", str(path))
-    assert unknown.returncode == 2 and "lenient" in unknown.stderr and "--mode" in unknown.stderr
-    missing = run(str(tmp_path / "none.txt"))
-    assert (
-        missing.returncode == 2 and missing.stderr.count("\n") == 1 and "none.txt" in missing.stderr
-    )
-    assert run("--entry-point", "g", "-", text=fence(F)).stderr == "no_entry_point\n"
-
-
-def test_a_closed_thought_may_end_in_a_backtick():
-    for thought in ("Let me use `sorted`", "\n```python\nprint(0)\n```"):
-        text = f"<think>{thought}</think>\n```python\nprint(1)\n```"
-        assert extract_code(text, "strict") == ("print(1)", "ok"), text
+@pytest.mark.parametrize("args, code, out, err", [
+    (["--mode", "recover", "a.txt"], 0, F + "\n", ""),
+    (["a.txt"], 1, "", "many_blocks\n"),
+    (["--entry-point", "g"], 1, "", "no_entry_point\n"),  # stdin
+    (["--mode", "lenient", "a.txt"], 2, "", "--mode lenient: expected paper"),
+    (["none.txt"], 2, "", "none.txt: "),
+])  # fmt: skip
+def test_command_line(tmp_path, args, code, out, err):
+    (tmp_path / "a.txt").write_text(fences(F, USE))
+    command = [sys.executable, extract.__file__, *args]
+    kinds = {"capture_output": True, "text": True, "encoding": "utf-8"}
+    done = subprocess.run(command, cwd=tmp_path, input=fence(F), **kinds)
+    assert (done.returncode, done.stdout) == (code, out) and err in done.stderr
+    assert done.stderr.count("\n") == bool(err)

@@ -1,8 +1,8 @@
 """Rollouts, candidates, labels, the pair rule, pair files.    pytest tests/test_pairs.py"""
 
 import ast
-import dataclasses
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,14 +11,13 @@ import pairs
 from common import UserError, write_jsonl
 from pairs import Pair, Rollout, load_pairs, make_pairs, normalised, problem_of, split_pairs
 from problems import Problem
-from sandbox import Sandbox, Tests
+from sandbox import Sandbox
+from sandbox import Tests as Suite  # pytest would collect a class named Test...
 
-RULES = SimpleNamespace(min_tests=3, max_pairs=8, mutants=2)
-ADD = Problem(
-    "add", "Add two numbers.",
-    Tests("call", [{"args": [i, 2], "expected": i + 2} for i in range(5)], "add"),
-    "def add(a, b):\n    total = a + b\n    return total", "mine",
-)  # fmt: skip
+RULES = {"min_tests": 3, "max_pairs": 8, "mutants": 2}
+CASES = [{"args": [i, 2], "expected": i + 2} for i in range(5)]
+RIGHT = "def add(a, b):\n    total = a + b\n    return total"
+ADD = Problem("add", "Add two numbers.", Suite("call", CASES, "add"), RIGHT, "mine")
 ARGS = SimpleNamespace(candidates="mutants", policy=[], mutants=6, seed=0)
 DEEP = "y = " + "+".join("1" * 600)  # Python runs it and cannot print its tree
 
@@ -29,14 +28,17 @@ def sandbox():
         yield sb
 
 
-def sample(problem, code, verdict, pass_rate=0.0, num_tests=12, parent=None):
+def sample(problem, code, verdict, pass_rate=0.0, parent=None):
     problem = Problem(problem, f"statement {problem}", source="toy")
-    facts = {"pass_rate": pass_rate, "num_tests": num_tests, "parent": parent}
+    facts = {"pass_rate": pass_rate, "num_tests": 12, "parent": parent}
     return Rollout(problem, code=code, verdict=verdict, **facts)
 
 
-def program(i):
-    return f"def solve(xs): return {i}"
+def pairs_of(rollouts, **rules):
+    return make_pairs(rollouts, SimpleNamespace(**RULES | rules))
+
+
+P = [f"def solve(xs): return {i}" for i in range(10)]  # programs
 
 
 def test_a_row_and_back():
@@ -48,7 +50,7 @@ def test_a_row_and_back():
 
 def test_rollout_is_extracted_and_does_not_depend_on_the_batch():
     model, tokenizer = pairs.load_model("tiny/policy", "lm"), pairs.Tokenizer("tiny/policy")
-    asked = [dataclasses.replace(ADD, id=f"p{i}", prompt="Sort the list" + "." * i) for i in (0, 1)]
+    asked = [replace(ADD, id=f"p{i}", prompt="Sort the list" + "." * i) for i in (0, 1)]
     kinds = {"max_new_tokens": 24, "temperature": 1.0, "policy": "tiny/policy"}
     both = pairs.rollout(model, tokenizer, asked, 2, numbers=[5, 9], **kinds)
     (alone,) = pairs.rollout(model, tokenizer, asked[1:], 2, numbers=[9], **kinds)
@@ -60,26 +62,23 @@ def test_rollout_is_extracted_and_does_not_depend_on_the_batch():
 
 
 def test_execute_fills_in_verdicts(sandbox):
-    untested = dataclasses.replace(ADD, id="untested", tests=None)
-    codes = [ADD.solution, "def add(a, b): return a + b if a else 0", None, ADD.solution]
+    untested = replace(ADD, id="untested", tests=None)
+    codes = [RIGHT, "def add(a, b): return a + b if a else 0", None, RIGHT]
     rollouts = [Rollout(ADD, code=code) for code in codes] + [Rollout(untested, code="x = 1")]
     results = pairs.execute(sandbox, rollouts, stop_early=False)
-    assert [(r.verdict, r.pass_rate) for r in rollouts] == [
-        ("pass", 1.0), ("wrong_answer", 0.8), ("invalid", 0.0), ("pass", 1.0), (None, None)
-    ]  # fmt: skip
+    assert [r.verdict for r in rollouts] == ["pass", "wrong_answer", "invalid", "pass", None]
+    assert [r.pass_rate for r in rollouts] == [1.0, 0.8, 0.0, 1.0, None]
     assert results[0] is results[3] and results[2] is None and results[4] is None
 
 
 def test_a_program_that_passes_only_sometimes_is_flaky():
     good = SimpleNamespace(passed=True, verdicts=["pass"], pass_rate=1.0)
     bad = SimpleNamespace(passed=False, verdicts=["wrong_answer"], pass_rate=0.0)
-    verdicts = []
-    for repeat in (1, 2):
+    for repeat, verdict in ((1, "pass"), (2, "flaky")):
         runs, r = iter([[good], [bad]]), Rollout(ADD, code="coin")
         fake = SimpleNamespace(map=lambda jobs, runs=runs, **options: next(runs))
         pairs.execute(fake, [r], repeat=repeat)
-        verdicts.append(r.verdict)
-    assert verdicts == ["pass", "flaky"]
+        assert r.verdict == verdict
 
 
 @pytest.mark.parametrize("one, other, same", [
@@ -88,7 +87,6 @@ def test_a_program_that_passes_only_sometimes_is_flaky():
     ("def f(a): return a", "def g(a): return a", False),
     ("def f(a): return a > 1", "def f(a): return a >= 1", False),
     ("'''text'''\nx = 1\nprint(x)", "y = 1\nprint(y)", True),
-    ("not python (", "not python (", True),
 ])  # fmt: skip
 def test_normalised_programs(one, other, same):
     assert (normalised(one) == normalised(other)) == same
@@ -101,21 +99,18 @@ def test_every_walk_of_a_candidate_is_total(code):
 
 
 def test_a_deeply_nested_passing_program_does_not_end_a_collection(sandbox):
-    code = ADD.solution + "\n" + DEEP
+    code = RIGHT + "\n" + DEEP
     with pytest.raises(RecursionError):
         ast.unparse(ast.parse(code))
-    problem = dataclasses.replace(ADD, solution=code)
-    (found,) = pairs.collect([problem, dataclasses.replace(ADD, id="b")], ARGS, sandbox)
+    (found,) = pairs.collect([replace(ADD, solution=code), replace(ADD, id="b")], ARGS, sandbox)
     assert found[0].verdict == "pass" and {r.problem.id for r in found if r.parent} == {"b"}
 
 
 def test_mutants_are_other_tokens():
-    code = (
-        "def solve(xs, n=4):\n    xs = [x for x in xs if not x > 3]\n    if n:\n        xs.sort()\n"
-        "    '''+ 1'''\n    return max(xs) + n if xs else 0"
-    )
+    code = "def solve(xs, n=4):\n    if not xs:\n        xs.sort()\n    '''+ 1'''\n"
+    code += "    return max(xs) + n if xs > 3 else 0"
     found = pairs.mutants(code, 100)
-    for wanted in ("if x > 3", "x >= 3", "x < 3", "x > 4", "max(xs) - n", "else 1", "min(xs)"):
+    for wanted in ("if xs:", "xs >= 3", "xs < 3", "xs > 4", "max(xs) - n", "else 1", "min(xs)"):
         assert any(wanted in mutant for mutant in found), wanted
     assert len(set(found)) == len(found) and pairs.laid_out(code) not in found
     assert all("n=4" in m and "'+ 1'" in m for m in found)  # signatures and texts stay
@@ -124,21 +119,20 @@ def test_mutants_are_other_tokens():
 
 def test_candidates_are_solutions_and_their_mutants(sandbox):
     (found,) = pairs.collect([ADD], ARGS, sandbox)
-    assert found[0].code == ADD.solution and found[0].verdict == "pass" and not found[0].parent
+    assert found[0].code == RIGHT and found[0].verdict == "pass" and not found[0].parent
     assert any("a - b" in r.code and r.verdict == "wrong_answer" for r in found[1:])
-    assert all(r.parent == pairs.laid_out(ADD.solution) for r in found[1:])
-    made, _ = make_pairs(found, RULES)
+    assert all(r.parent == pairs.laid_out(RIGHT) for r in found[1:])
+    made, _ = pairs_of(found)
     assert made and all(p.prompt == ADD.prompt and p.num_tests == 5 for p in made)
     with pytest.raises(UserError, match="no program for any of 1 problems"):
-        list(pairs.collect([dataclasses.replace(ADD, solution=None)], ARGS, sandbox))
+        list(pairs.collect([replace(ADD, solution=None)], ARGS, sandbox))
 
 
 def test_candidates_of_a_file(sandbox, tmp_path):
     rows = [{"completion": "```python\ndef add(a, b):\n    return b\n```"}, {"code": "def add("}]
-    rows += [{"code": ADD.solution}, {"completion": "", "code": None}, {"code": "x", "parent": "y"}]
-    rows = [{"problem": "add"} | row for row in rows]
+    rows += [{"code": RIGHT}, {"completion": "", "code": None}, {"code": "x", "parent": "y"}]
     rows += [{"problem": "other", "code": "x = 1"}]
-    write_jsonl(tmp_path / "s.jsonl", rows)
+    write_jsonl(tmp_path / "s.jsonl", [{"problem": "add"} | row for row in rows])
     args = SimpleNamespace(candidates=str(tmp_path / "s.jsonl"), mutants=0, seed=0)
     (found,) = pairs.collect([ADD], args, sandbox)
     assert [r.verdict for r in found] == ["wrong_answer", "invalid", "pass", "invalid"]
@@ -147,47 +141,49 @@ def test_candidates_of_a_file(sandbox, tmp_path):
 
 def test_a_collection_goes_on_and_is_the_same_on_two_ranks(sandbox, monkeypatch):
     monkeypatch.setattr(pairs, "CHUNK", 2)
-    problems = [dataclasses.replace(ADD, id=f"p{i}") for i in range(5)]
+    problems = [replace(ADD, id=f"p{i}") for i in range(5)]
     whole = [r.row() for chunk in pairs.collect(problems, ARGS, sandbox) for r in chunk]
     done = {("", "p0"), ("", "p3")}
     rest = [r.row() for chunk in pairs.collect(problems, ARGS, sandbox, done) for r in chunk]
     assert rest == [row for row in whole if row["problem"] not in ("p0", "p3")]
-    shares = []
-    monkeypatch.setattr(pairs, "gather_lists", lambda rows: shares.append(rows) or rows)
+    both = []
+    monkeypatch.setattr(pairs, "gather_lists", lambda rows: both.extend(rows) or rows)
     for rank in (0, 1):
         list(pairs.collect(problems, ARGS, sandbox, (), "cpu", rank, 2))
-    both = sorted((row for share in shares for row in share), key=lambda row: row["number"])
-    assert both == whole
+    assert sorted(both, key=lambda row: row["number"]) == whole
 
 
 def test_pair_rule():
-    rollouts = [sample("p", program(i), "pass" if i < 2 else "wrong_answer", 0.5) for i in range(5)]
-    rollouts += [sample("p", program(0) + "  # again", "pass"), sample("p", None, "invalid")]
-    rollouts += [sample("p", program(8), "flaky"), sample("p", program(9), "harness_error")]
-    rollouts += [sample("q", program(i), "pass") for i in range(3)]  # no wrong program: no pair
-    rules = SimpleNamespace(**vars(RULES) | {"max_pairs": 4})
-    found, funnel = make_pairs(rollouts, rules)
+    rollouts = [sample("p", P[i], "pass" if i < 2 else "wrong_answer", 0.5) for i in range(5)]
+    rollouts += [sample("p", P[0] + "  # again", "pass"), sample("p", None, "invalid")]
+    rollouts += [sample("p", P[8], "flaky"), sample("p", P[9], "harness_error")]
+    rollouts += [sample("q", P[i], "pass") for i in range(3)]  # no wrong program: no pair
+    found, funnel = pairs_of(rollouts, max_pairs=4)
     assert [count for _, count, _ in funnel] == [2, 12, 11, 10, 10, 8, 8, 1, 4, 0]
-    good, bad = {program(0), program(1)}, {program(i) for i in (2, 3, 4)}
-    assert all(p.chosen in good and p.rejected in bad and p.margin == 0.5 for p in found)
+    assert all(p.chosen in P[:2] and p.rejected in P[2:5] and p.margin == 0.5 for p in found)
     assert len({(p.chosen, p.rejected) for p in found}) == 4 and found[0].source == "toy"
-    assert found == make_pairs(rollouts, rules)[0]
-    every = make_pairs(rollouts, RULES)[0]
+    assert found == pairs_of(rollouts, max_pairs=4)[0] and pairs_of(rollouts, min_tests=13)[0] == []
+    every = pairs_of(rollouts)[0]
     assert len({(p.chosen, p.rejected) for p in every}) == len(every) == 6  # every couple, once
-    rules.min_tests = 13
-    assert make_pairs(rollouts, rules)[0] == []
 
 
 def test_failing_mutants_are_paired_with_their_parent():
-    right = sample("p", program(1), "pass")
-    bad = sample("p", program(2), "wrong_answer", 0.25, parent=program(1))
-    survivor = sample("p", program(3), "pass", parent=program(1))
-    known = sample("p", program(4), "wrong_answer", parent=program(1))
-    sampled = sample("p", program(4), "wrong_answer")
-    (couple, mutant), _ = make_pairs([bad, survivor, known, right, sampled], RULES)
-    assert (couple.chosen, couple.rejected) == (program(1), program(4))  # once, as a candidate
-    assert (mutant.chosen, mutant.rejected, mutant.margin) == (program(1), program(2), 0.75)
+    right, sampled = sample("p", P[1], "pass"), sample("p", P[4], "wrong_answer")
+    bad = sample("p", P[2], "wrong_answer", 0.25, parent=P[1])
+    survivor = sample("p", P[3], "pass", parent=P[1])
+    known = sample("p", P[4], "wrong_answer", parent=P[1])
+    (couple, mutant), _ = pairs_of([bad, survivor, known, right, sampled])
+    assert (couple.chosen, couple.rejected) == (P[1], P[4])  # once, as a candidate
+    assert (mutant.chosen, mutant.rejected, mutant.margin) == (P[1], P[2], 0.75)
     assert mutant.source == "toy" + pairs.MUTANT and problem_of(mutant) == "p"
+
+
+def test_a_cap_keeps_near_misses_and_other_failures_and_every_right_program():
+    right = [sample("p", P[i], "pass", 1.0) for i in range(2)]
+    wrong = [sample("p", P[i], "wrong_answer", 0.9 if i == 2 else 0.1) for i in range(2, 10)]
+    found, _ = pairs_of(right + wrong, max_pairs=2)
+    assert {p.chosen for p in found} == set(P[:2])
+    assert sorted(p.margin > 0.5 for p in found) == [False, True]
 
 
 def test_split_is_by_statement():
@@ -206,6 +202,9 @@ def test_decontamination_by_words():
     kept, funnel = pairs.decontaminate(asked, evaluation)
     assert [p.id for p in kept] == ["2"] and funnel[0][1] == 1 and "2 removed" in funnel[0][2]
 
+
+# --------------------------------------------------------------------------------------------------
+# pair files
 
 OWN = {"prompt": "p", "chosen": "a = 1", "rejected": "a = 2", "id": "1#0"}
 FENCED = "Here it is:\n```python\na = 1\n```\nDone."
@@ -228,10 +227,9 @@ def test_our_own_rows(tmp_path):
 
 @pytest.mark.parametrize("change, found", [
     ({"margin": "x"}, "key 'margin' should be .*float.*'x'"), ({"num_tests": "3"}, "'num_tests'"),
-    ({"source": 3}, "key 'source'"), ({"id": 1}, "'id'"),
-    ({"chosen": FENCED}, "'chosen' should be a bare program"), ({"more": 1}, "unknown keys"),
-    ({"rejected": ANSWERS[:1]}, "'rejected' should be str"),
-    ({"chosen": "x = '\ud800'"}, "surrogates not allowed"), ({"rejected": None}, "no key 'rej"),
+    ({"source": 3}, "key 'source'"), ({"id": 1}, "'id'"), ({"more": 1}, "unknown keys"),
+    ({"chosen": FENCED}, "'chosen' should be a bare program"), ({"rejected": None}, "no key 'rej"),
+    ({"rejected": ANSWERS[:1]}, "'rejected' should be str"), ({"chosen": "\ud800"}, "surrogates"),
 ])  # fmt: skip
 def test_what_is_wrong_with_our_own_row_is_named(tmp_path, change, found):
     with pytest.raises(UserError, match=f"row 2: .*{found}"):
@@ -251,7 +249,7 @@ def test_public_rows_that_do_not_fit_are_counted_by_reason(tmp_path):
     (first, second), said = loaded(tmp_path, rows, "codescalerpair:")
     assert first.id != second.id and problem_of(first) == problem_of(second)  # one statement
     assert "left out 2" in said and "left out 1" in said and "WARNING" in said
-    with pytest.raises(UserError, match="no pair left(.|\n)*row 1"):
+    with pytest.raises(UserError, match="no pair left.*row 1"):
         loaded(tmp_path, rows[2:3], "codescalerpair:")
 
 
@@ -259,9 +257,11 @@ def test_rmbench_pairs_are_of_one_style_and_domain_and_id_name_an_item(tmp_path)
     row = {"id": 7, "prompt": "p", "chosen": ["a", "b", "```c"], "rejected": ["x", "y", "z"]}
     rows = [row | {"domain": domain} for domain in ("code", "safety-refuse", "safety-response")]
     found, said = loaded(tmp_path, [*rows, row | {"domain": "code", "chosen": ["a"]}], "rmbench:")
-    assert [(p.chosen, p.rejected, p.source) for p in found[:3]] == [
-        ("a", "x", "code"), ("b", "y", "code"), ("```c", "z", "code")
-    ]  # fmt: skip
+    assert [p.chosen + p.rejected + p.source for p in found[:3]] == [
+        "axcode",
+        "bycode",
+        "```czcode",
+    ]
     assert len({p.id for p in found}) == 9 and len({problem_of(p) for p in found}) == 3
     assert found[3].source == "safety" and "should be three texts" in said
 

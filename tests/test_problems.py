@@ -53,24 +53,20 @@ def load(tmp_path):
 
 
 def test_own_schema(load):
-    (problem,) = load("", ROW | {"solution": None, "starter": "def f(x):"})
-    assert problem == Problem("a", "p", Suite(**CALL), starter="def f(x):")
+    tests = CALL | {"cases": [{"args": [5000], "expected": 10**5000}]}  # integers of any length
+    (problem,) = load("", ROW | {"solution": None, "starter": "def f(x):", "tests": tests})
+    assert problem == Problem("a", "p", Suite(**tests), starter="def f(x):")
 
 
 @pytest.mark.parametrize("row, found", [
-    ("not json", "not JSON"),
+    ("not json", "not JSON"), ("[1]", "not an object"), (ROW | {"extra": 1}, "'extra'"),
     ('{"id": "b", "prompt": "\\ud800"}', "not JSON.*surrogates"),
-    ("[1]", "not an object"),
     ({"id": "b", "prompt": None}, "no key 'prompt'"),
-    (ROW | {"extra": 1}, "'extra'"),
     (ROW | {"solution": 1}, "key 'solution' should be str"),
     (ROW | {"tests": []}, "key 'tests' should be dict"),
-    (ROW | {"tests": CALL | {"kind": "other"}}, "tests.kind is .*other"),
     (ROW | {"tests": {"kind": "call"}}, "missing .* 'cases'"),
-    (ROW | {"tests": CALL | {"entry_point": None}}, "entry_point"),
+    (ROW | {"tests": CALL | {"kind": "other"}}, "tests.kind is .*other"),
     (ROW | {"tests": CALL | {"cases": [{"args": [1]}]}}, r"tests.cases\[0\]"),
-    (ROW | {"tests": CALL | {"cases": []}}, "no tests"),
-    (ROW | {"tests": CALL | {"time_limit": -1}}, "time_limit is -1"),
     (ROW, "the id appears twice, found 'a'"),
 ])  # fmt: skip
 def test_a_row_of_our_own_schema_that_does_not_fit_ends_the_load(load, row, found):
@@ -78,17 +74,15 @@ def test_a_row_of_our_own_schema_that_does_not_fit_ends_the_load(load, row, foun
         load("", ROW, row)
 
 
-@pytest.mark.parametrize("spec", ["nowhere.jsonl", "toy:other", "other:x.jsonl", "mbpp:no.jsonl"])
-def test_a_spec_that_does_not_exist_is_named(spec):
-    with pytest.raises(UserError, match=spec.partition(":")[2] or spec):
-        load_problems(spec)
-
-
-@pytest.mark.parametrize("toy", [True, False])
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_named(load, limit, toy):
-    with pytest.raises(UserError, match=f"--limit {limit}"):
-        load_problems("toy:train", limit) if toy else load("", ROW, limit=limit)
+@pytest.mark.parametrize("spec, limit, named", [
+    ("nowhere.jsonl", None, "nowhere.jsonl"), ("toy:other", None, "toy:other"),
+    ("other:x.jsonl", None, "other:x.jsonl"), ("mbpp:no.jsonl", None, "no.jsonl"),
+    ("cure:hub:rows.jsonl", None, "expected hub:OWNER/NAME"),
+    ("toy:train", 0, "--limit 0"), ("toy:train", -1, "--limit -1"), ("x.jsonl", 0, "--limit 0"),
+])  # fmt: skip
+def test_a_spec_or_a_limit_that_cannot_be_is_named(spec, limit, named):
+    with pytest.raises(UserError, match=named):
+        load_problems(spec, limit)
 
 
 def test_min_tests_keeps_problems_without_any(load):
@@ -97,39 +91,31 @@ def test_min_tests_keeps_problems_without_any(load):
         load("", ROW, min_tests=2)
 
 
-def test_integers_of_any_length(load):
-    tests = CALL | {"cases": [{"args": [5000], "expected": 10**5000}]}
-    assert load("", ROW | {"tests": tests})[0].tests.cases[0]["expected"] == 10**5000
-
-
-def test_files_by_their_ending(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps([CURE, CURE]))
-    (tmp_path / "a.jsonl").write_text("\n" + json.dumps(CURE) + "\n\n" + json.dumps(CURE))
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(2 * (json.dumps(CURE) + "\n").encode()))
-    loaded = [load_problems(f"cure:{tmp_path}/a{e}") for e in (".json", ".jsonl", ".jsonl.gz")]
-    assert loaded[0] == loaded[1] == loaded[2] and len(loaded[0]) == 2
-
-
-def test_parquet(tmp_path, monkeypatch):
+def test_files_by_their_ending(tmp_path, monkeypatch):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    line = json.dumps(CURE) + "\n"
+    (tmp_path / "a.json").write_text(f"[{line * 2}]".replace("}\n{", "}, {"))
+    (tmp_path / "a.jsonl").write_text(f"\n{line}\n{line}")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(2 * line.encode()))
     parquet.write_table(arrow.Table.from_pylist([CURE] * 100), tmp_path / "a.parquet")
-    assert len(load_problems(f"cure:{tmp_path}/a.parquet", limit=70)) == 70
+    endings = ("json", "jsonl", "jsonl.gz", "parquet")
+    loaded = [load_problems(f"cure:{tmp_path}/a.{end}", limit=70) for end in endings]
+    assert loaded[0] == loaded[1] == loaded[2] == loaded[3][:2]
+    assert [len(problems) for problems in loaded] == [2, 2, 2, 70]
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="pip install pyarrow"):
         load_problems(f"cure:{tmp_path}/a.parquet")
 
 
-@pytest.mark.parametrize("name, content, found", [
-    ("a.jsonl", b"\xff\xfe\n", "cannot be read"),
-    ("a.jsonl", b"\n", "no rows"),
-    ("a.jsonl.gz", b"no gzip", "cannot be read"),
-    ("a.jsonl.gz", gzip.compress(b"{}")[:-9], "cannot be read"),
-    ("a.json", b"[1", "cannot be read"),
-    ("a.parquet", b"PAR1", "cannot be read"),
+@pytest.mark.parametrize("name, content", [
+    ("a.jsonl", b"\xff\xfe\n"), ("a.jsonl", b"\n"), ("a.json", b"[1"), ("a.parquet", b"PAR1"),
+    ("a.jsonl.gz", b"no gzip"), ("a.jsonl.gz", gzip.compress(b"{}")[:-9]),
 ])  # fmt: skip
-def test_damaged_files_are_named(tmp_path, name, content, found):
+def test_damaged_files_are_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}: {found}"):
+    with pytest.raises(
+        UserError, match=f"{name}: {'no rows' if content.isspace() else 'cannot be'}"
+    ):
         load_problems(f"cure:{tmp_path}/{name}")
 
 
@@ -146,8 +132,6 @@ def test_files_of_the_hub(tmp_path, monkeypatch):
     assert len(load_problems("hub:owner/name@main/test/rows.jsonl")) == 1
     with pytest.raises(UserError, match="none.jsonl: cannot be read: .*404.*more"):
         load_problems("hub:owner/name/none.jsonl")
-    with pytest.raises(UserError, match="expected hub:OWNER/NAME"):
-        load_problems("cure:hub:rows.jsonl")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -157,22 +141,19 @@ def test_files_of_the_hub(tmp_path, monkeypatch):
 def test_mbpp(load):
     asserts = ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]
     row = {"text": "Add.", "code": "def add(a, b):\r\n  return a + b", "test_list": asserts}
-    full, sanitized, untested = load(
-        "mbpp",
-        row | {"task_id": 1, "test_setup_code": "x = 1"},
-        row | {"task_id": 2, "test_imports": ["import math", "import re"]},
-        row | {"task_id": 3, "test_list": []},
-    )
+    changes = {"test_setup_code": "x = 1"}, {"test_imports": ["import math"]}, {"test_list": []}
+    rows = (row | {"task_id": i} | change for i, change in enumerate(changes))
+    full, sanitized, untested = load("mbpp", *rows)
     assert full.prompt.endswith(asserts[0]) and asserts[1] not in full.prompt
-    assert full.tests.setup == "x = 1" and sanitized.tests.setup == "import math\nimport re"
+    assert full.tests.setup == "x = 1" and sanitized.tests.setup == "import math"
     assert "\r" not in full.solution and untested.tests is None
 
 
 def test_humaneval(load, sandbox):
     prompt = "def poly(x):\n    return x + 1\n\ndef f(x):\n    '''Poly of x.'''\n"
     check = "def check(candidate):\n    assert candidate(1) == poly(1)\n"
-    row = {"task_id": "HumanEval/x", "prompt": prompt, "entry_point": "f", "test": check}
-    (problem,) = load("humaneval", row | {"canonical_solution": "    return poly(x)\n"})
+    changes = {"prompt": prompt, "test": check, "canonical_solution": "    return poly(x)\n"}
+    (problem,) = load("humaneval", GOOD["humaneval"] | changes)
     assert policy_prompt(problem).count("Poly of x.") == problem.prompt.count("Poly of x.") == 1
     assert sandbox.run(problem.solution, problem.tests).passed
     cheat = "def poly(x):\n    return 7\n\ndef f(x):\n    return 7\n"
@@ -183,7 +164,7 @@ def test_cure(load, sandbox):
     row = {"question": "Double.", "test_input": ["1\n", ["4"]], "test_output": ["2\n", ["8"]]}
     (problem,) = load("cure", row | {"test_time_limit": 2})
     assert problem.tests.time_limit == 2 and problem.source == "rows"
-    assert sandbox.run("print(2 * int(input()))", problem.tests).passed
+    assert sandbox.run(DOUBLE, problem.tests).passed
     assert not sandbox.run("print(2)", problem.tests).passed
 
 
@@ -196,53 +177,43 @@ def pi(given, wanted, name="f"):
     return [{"type": "function_call", "fn_name": name, "input": given, "output": wanted}]
 
 
-def taco(given, wanted, **name):
-    return {"inputs": [given], "outputs": [wanted]} | name
+def taco(given, wanted):
+    return {"fn_name": "f", "inputs": [given], "outputs": [wanted]}
 
 
-def call(given, wanted):
-    return taco(given, wanted, fn_name="f")
+DOUBLE, LAST = "print(2 * int(input()))", "input()\nprint(*input().split(), sep='\\n')"
+DEEPCODER = [  # tests of a row, programs that pass, others; an expression is what f(x, y=0) returns
+    ([STDIN], [DOUBLE], ["print(3)"]),
+    (str([STDIN]), [DOUBLE], ["print(3)"]),
+    ({"inputs": ["3\n"], "outputs": ["6\n"]}, [DOUBLE], ["print(3)"]),
+    ({"inputs": [[3]], "outputs": [6]}, [DOUBLE], ["print(3)"]),
+    ({"inputs": [["2", "5 6"]], "outputs": [["5", "6"]]}, [LAST], [LAST.replace("*", "")]),
+    (pi([[3, 1]], [[1, 3]]), ["x[::-1]"], ["x[0]"]),
+    (pi(["ab"], ["AB"]), ["x.upper()"], []),
+    (taco(["ab"], "AB"), ["x.upper()"], []),
+    (taco([[]], [None]), ["None"], ["0"]),
+    (taco([[]], None), ["None"], ["0"]),
+    (taco([[1]], ["[1]"]), ["str(x)"], []),
+    (taco([7], ["7"]), ["str(x)"], ["x"]),
+    (taco([[4, 9]], [4, 9]), ["x"], ["x[0]"]),
+    (taco([[12]], [12]), ["x", "x[0]"], ["[x]", "4"]),
+    ([*pi([[1, 2]], [1, 2]), *pi([[3]], [3])], ["x"], ["x[1:] and x or 3"]),
+    (taco([{"1": 2, "-3": 4}], [{"5": {"06": 7}}]), ["{5: {'06': sum(x) + 9}}"], []),
+    (lcb("[12]", "[12]"), ["x"], ["x[0]"]),
+    (lcb('"7"\n1', '"7"'), ["x"], []),
+    (lcb("7", "7"), ["x"], ["str(x)"]),
+]
 
 
-def body(expression):
-    return f"def f(x, y=0):\n    return {expression}"
-
-
-DOUBLE = "print(2 * int(input()))"
-# tests of a row, programs that pass, programs that do not
-DEEPCODER = {
-    "codeforces": ([STDIN], [DOUBLE], ["print(3)"]),
-    "taco stdin": (taco("3\n", "6\n"), [DOUBLE], ["print(3)"]),
-    "numbers": (taco([3], 6), [DOUBLE], ["print(3)"]),
-    "lists of lines": (taco(["2", "5 6"], ["5", "6"]),
-                       ["input()\nprint(*input().split(), sep='\\n')"],
-                       ["input()\nprint(input().split()[0])"]),
-    "wrapped list": (pi([[3, 1]], [[1, 3]]), [body("x[::-1]")], [body("x[0]")]),
-    "wrapped text": (pi(["ab"], ["AB"]), [body("x.upper()")], []),
-    "plain text": (call(["ab"], "AB"), [body("x.upper()")], []),
-    "wrapped null": (call([[]], [None]), [body("None")], [body("0")]),
-    "null": (call([[]], None), [body("None")], [body("0")]),
-    "text like JSON": (call([[1]], ["[1]"]), [body("str(x)")], []),
-    "digits": (call([7], ["7"]), [body("str(x)")], [body("x")]),
-    "list of two": (call([[4, 9]], [4, 9]), [body("x")], [body("x[0]")]),
-    "list of one": (call([[12]], [12]), [body("x"), body("x[0]")], [body("[x]"), body("4")]),
-    "lists of one and more": ({"fn_name": "f", "inputs": [[[1, 2]], [[3]]],
-                               "outputs": [[1, 2], [3]]}, [body("x")], [body("x[1:] and x or 3")]),
-    "lcb list of one": (lcb("[12]", "[12]"), [body("x")], [body("x[0]")]),
-    "lcb text": (lcb('"7"\n1', '"7"'), [body("x")], []),
-    "lcb digits": (lcb("7", "7"), [body("x")], [body("str(x)")]),
-    "keys": (call([{"1": 2, "-3": 4}], [{"5": {"06": 7}}]), [body("{5: {'06': sum(x) + 9}}")], []),
-    "python literal": (str([STDIN]), [DOUBLE], ["print(3)"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("as_text", [True, False])
-@pytest.mark.parametrize("tests, right, wrong", DEEPCODER.values(), ids=DEEPCODER)
-def test_deepcoder(load, sandbox, tests, right, wrong, as_text):
-    tests = json.dumps(tests) if as_text and not isinstance(tests, str) else tests
-    (problem,) = load("deepcoder", {"problem": "p", "tests": tests})
-    assert [sandbox.run(code, problem.tests).passed for code in right] == [True] * len(right)
-    assert [sandbox.run(code, problem.tests).passed for code in wrong] == [False] * len(wrong)
+@pytest.mark.parametrize("tests, right, wrong", DEEPCODER, ids=lambda value: str(value)[:60])
+def test_deepcoder(load, sandbox, tests, right, wrong):
+    texts = {tests if isinstance(tests, str) else json.dumps(tests)}
+    fenced = {"problem": "p", "solutions": [f"```python\n{DOUBLE}\n```"]}
+    for problem in load("deepcoder", *(fenced | {"tests": form} for form in (tests, *texts))):
+        assert problem.solution == DOUBLE
+        for code in right + wrong:
+            program = code if "print" in code else f"def f(x, y=0):\n    return {code}"
+            assert sandbox.run(program, problem.tests).passed == (code in right)
 
 
 def test_functional_rows_have_the_names_that_harnesses_preload(load, sandbox):
@@ -255,30 +226,19 @@ def test_functional_rows_have_the_names_that_harnesses_preload(load, sandbox):
         def count(n): return counts[n]
         return reduce(max, accumulate(map(count, deque(nums)))) + bisect_left(nums, least)
 """
-    starter = "class Solution:\n    def f(self, nums: List[int]) -> int:"
-    test = {"input": "[4, 9, 4]", "output": "5", "testtype": "functional"}
-    row = {"question": "p", "tests": [test], "starter_code": starter}
-    (problem,) = load("deepcoder", row | {"metadata": '{"func_name": "f"}'})
+    row = {"starter_code": "class Solution:\n    def f(self, nums: List[int]) -> int:"}
+    (problem,) = load("deepcoder", row | {"question": "p", "tests": lcb("[4, 9, 4]", "5")})
     assert sandbox.run(code, problem.tests).passed
     assert problem.tests.setup == PRELUDE and "import" not in policy_prompt(problem)
 
 
-def test_fenced_solutions_are_taken_out(load):
-    row = {"problem": "p", "tests": [STDIN], "solutions": [f"```python\n{DOUBLE}\n```"]}
-    assert load("deepcoder", row)[0].solution.strip() == DOUBLE
-
-
 @pytest.mark.parametrize("kind, row", [
-    ("mbpp", GOOD["mbpp"] | {"test_list": "assert"}),
-    ("mbpp", GOOD["mbpp"] | {"code": None}),
-    ("humaneval", {"prompt": "p"}),
-    ("cure", CURE | {"test_output": []}),
-    ("cure", CURE | {"test_output": [{}]}),
-    ("cure", CURE | {"test_time_limit": "x"}),
+    ("mbpp", GOOD["mbpp"] | {"test_list": "assert"}), ("mbpp", GOOD["mbpp"] | {"code": None}),
+    ("humaneval", {"prompt": "p"}), ("cure", CURE | {"test_output": []}),
+    ("cure", CURE | {"test_output": [{}]}), ("cure", CURE | {"test_time_limit": "x"}),
+    ("deepcoder", "no JSON"), ("deepcoder", '{"problem": "\\udc00", "tests": []}'),
     ("deepcoder", {"problem": None, "tests": [STDIN]}),
     ("deepcoder", {"problem": "p", "tests": [STDIN], "starter_code": 1}),
-    ("deepcoder", '{"problem": "\\udc00", "tests": []}'),
-    ("deepcoder", "no JSON"),
     *[("deepcoder", {"problem": "p", "tests": tests}) for tests in (
         "{", "[" * 100_000, 1, [1], [{"input": "1"}], pi("x y", "1"), pi(1, "1"),
         pi([1], "1", ["f"]), pi([1], "1", None), lcb("1", "x y"), [STDIN | {"type": 1}],
@@ -289,18 +249,18 @@ def test_a_row_of_a_public_format_that_does_not_fit_is_left_out_and_named(load, 
     said = []
     rows = [GOOD[kind], row, row, GOOD[kind] | {"id": 1, "task_id": "1"}]
     assert len(load(kind, *rows, log=said.append)) == 2
-    assert "2 problems" in said[0] and "left out 2 of 4: " in said[0] and "row 2: " in said[0]
+    for words in ("2 problems", "left out 2 of 4: ", "row 2: ", "WARNING: 2 of 4 rows do not fit"):
+        assert words in said[0]
     with pytest.raises(UserError, match="no problem left .*rows.jsonl row 1: ") as error:
         load(kind, row)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("bad, is_loud", [([{}, GOOD["mbpp"]], False), ([{}, {}, {}], True)])
-def test_reasons_are_counted_and_many_are_said_loudly(load, capsys, bad, is_loud):
-    load("mbpp", GOOD["mbpp"], *[GOOD["mbpp"] | {"task_id": i} for i in range(7)], *bad)
+@pytest.mark.parametrize("bad, is_loud", [([{}], False), ([{}, {}], True)])
+def test_each_reason_is_said_once_and_many_rows_loudly(load, capsys, bad, is_loud):
+    load("mbpp", *[GOOD["mbpp"] | {"task_id": i} for i in (*range(8), 0)], *bad)
     said = capsys.readouterr().err
-    assert said.count("left out") - is_loud == len({str(row) for row in bad})
-    assert ("WARNING: 3 of 11 rows do not fit" in said) == is_loud
+    assert said.count("left out") == 2 + is_loud == 2 + said.count("WARNING: 3 of 11")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -308,13 +268,12 @@ def test_reasons_are_counted_and_many_are_said_loudly(load, capsys, bad, is_loud
 
 
 def test_verified_keeps_what_passes_and_what_cannot_be_told(sandbox):
-    tests = Suite(**CALL)
-    right = Problem("right", "p", tests, "def f(x): return x + 1")
-    wrong = Problem("wrong", "p", tests, "def f(x): return x")
-    problems = [wrong, Problem("untested", "p", None, "x"), right, Problem("unsolved", "p", tests)]
+    tests, said = Suite(**CALL), []
+    solutions = {"wrong": "def f(x): return x", "right": "def f(x): return x + 1", "none": None}
+    problems = [Problem(name, "p", tests, code) for name, code in solutions.items()]
+    problems.append(Problem("untested", "p", None, "x"))
     results = verify_solutions(problems, sandbox)
-    assert [result and result.passed for result in results] == [False, None, True, None]
-    said = []
+    assert [result and result.passed for result in results] == [False, True, None, None]
     assert verified(problems, sandbox, said.append) == problems[1:]
     assert said[0] == "1 of 2 solutions pass their own tests, 2 have none"
     assert "1 wrong_answer, the first: wrong: " in said[1]
@@ -328,15 +287,12 @@ def test_the_command_runs_from_any_folder(tmp_path, spec, wanted):
     assert done.returncode == 0 and f"{wanted} solutions pass" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("starter, how, code", [
-    ("", "Read the inputs", "# YOUR CODE HERE"),
-    ("def f():", "You will use", "def f():"),
-])  # fmt: skip
-def test_lcb_prompt_places_the_format_behind_the_question(starter, how, code):
-    prompt = policy_prompt(Problem("a", "Question {x}?", starter=starter), "lcb")
-    assert f"tests.\n\nQuestion {{x}}?### Format: {how}" in prompt
-    assert prompt.endswith(f"```python\n{code}\n```\n\n### Answer: (use the provided format "
-                           "with backticks)\n\n")  # fmt: skip
+def test_lcb_prompt_places_the_format_behind_the_question():
+    for starter, how in (("", "Read the inputs"), ("def f():", "You will use")):
+        prompt = policy_prompt(Problem("a", "Question {x}?", starter=starter), "lcb")
+        assert f"tests.\n\nQuestion {{x}}?### Format: {how}" in prompt
+        code, answer = starter or "# YOUR CODE HERE", "### Answer: (use the provided format with"
+        assert prompt.endswith(f"```python\n{code}\n```\n\n{answer} backticks)\n\n")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -353,11 +309,11 @@ def compositions(split, unseen=False, count=500):
 
 
 def test_toy_sizes(splits):
-    sizes = {name: len(problems) for name, problems in splits.items()}
-    assert sizes == {"train": 1200, "untested": 4000, "test": 256}
+    assert [len(problems) for problems in splits.values()] == [1200, 4000, 256]
     assert sum(p.source == "toy:unseen" for p in splits["test"]) == 64
     statements = [p.prompt for problems in splits.values() for p in problems]
     assert len(set(statements)) == len(statements)
+    assert {p.source for p in load_problems("toy:test", limit=8)} == {"toy:test", "toy:unseen"}
 
 
 def test_no_composition_in_two_splits():
@@ -397,7 +353,3 @@ def test_untested_toy_problems_can_be_audited(splits):
     assert [p.prompt for p in audited] == [p.prompt for p in load_problems("toy:untested", 20)]
     assert all(p.tests and p.solution for p in audited)
     assert not any(p.tests or p.solution for p in splits["untested"])
-
-
-def test_limit_keeps_both_parts_of_the_test_split():
-    assert {p.source for p in load_problems("toy:test", limit=8)} == {"toy:test", "toy:unseen"}

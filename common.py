@@ -1,7 +1,7 @@
 """What every file stands on: errors, command lines from dataclasses, whole files, statistics.
 
-args = parse_args(Args)    # one flag a field of a dataclass; the comment behind it is its help
-run_cli(main)              # a mistake is one line on stderr and exit code 2; Ctrl-C exits 130
+    args = parse_args(Args)    # one flag a field of a dataclass; the comment behind it is its help
+    run_cli(main)              # a mistake is one line on stderr and exit code 2; Ctrl-C exits 130
 """
 
 import argparse

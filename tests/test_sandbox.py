@@ -21,7 +21,9 @@ from pathlib import Path
 import attacks
 import pytest
 
+import confined
 import sandbox
+import testcode
 from sandbox import Limits, Sandbox, SandboxError, same_output, same_value
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +82,7 @@ def stdin(*pairs, **kw):
     return {"kind": "stdin", "cases": [{"input": i, "output": o} for i, o in pairs], **kw}
 
 
-def server_processes(marker="start_server(int(sys.argv"):
+def server_processes(marker="confined.py"):
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -229,7 +231,7 @@ PLAIN_VALUES = [
 
 @pytest.mark.parametrize("value", PLAIN_VALUES, ids=repr)
 def test_values_cross_the_boundary(value):
-    back = sandbox.decode(sandbox.encode(value))
+    back = testcode.decode(testcode.encode(value))
     assert back == value and type(back) is type(value)
 
 
@@ -237,22 +239,22 @@ def test_values_cross_the_boundary(value):
                                  "(\t1", '"', "nul", "1\t2", "@fractions.Fraction\t\"x\"\t]"])  # fmt: skip
 def test_a_forged_value_is_refused(bad):
     with pytest.raises(Exception):  # noqa: B017  (whatever it is, the answer is wrong)
-        sandbox.decode(bad)
+        testcode.decode(bad)
 
 
 def test_examples_in_the_docstrings():
-    assert doctest.testmod(sandbox).failed == 0
+    assert doctest.testmod(sandbox).failed + doctest.testmod(testcode).failed == 0
 
 
 def test_containers_that_both_sides_know_keep_their_identity():
     row, known = [1], []
-    text = sandbox.encode((row, [row]), known, grow=True)
+    text = testcode.encode((row, [row]), known, grow=True)
     assert text == "(\t=0\t[\t1\t]\t=1\t[\t#0\t]\t]" and known[0] is row
     theirs = []
-    mine, outer = sandbox.decode(text, theirs)
+    mine, outer = testcode.decode(text, theirs)
     assert outer[0] is mine
     mine.append(outer)  # now a cycle
-    assert sandbox.decode(sandbox.encode((mine,), theirs), known)[0] is row
+    assert testcode.decode(testcode.encode((mine,), theirs), known)[0] is row
     assert row[1] is known[1] and row[1][0] is row
 
 
@@ -525,9 +527,11 @@ def test_landlock_of_an_old_kernel_leaves_truncation_to_seccomp(sb, monkeypatch,
     assert library.read_text() == "x = 1\n"
 
 
-def test_a_limit_that_cannot_be_set_is_an_error_at_level_strict(sb, monkeypatch):
-    text = sandbox.server_source().replace('"CORE": 0', '"CORE": 0, "NO_SUCH": 0')
-    monkeypatch.setattr(sandbox, "server_source", lambda: text)
+def test_a_limit_that_cannot_be_set_is_an_error_at_level_strict(sb, monkeypatch, tmp_path):
+    for module in (confined, testcode):
+        text = Path(module.__file__).read_text().replace('"CORE": 0', '"CORE": 0, "NO_SUCH": 0')
+        (tmp_path / Path(module.__file__).name).write_text(text)
+    monkeypatch.setattr(confined, "__file__", str(tmp_path / "confined.py"))
     with pytest.raises(SandboxError, match="RLIMIT_NO_SUCH"):
         Sandbox(1)
     with Sandbox(1, "basic") as box:
@@ -591,7 +595,7 @@ def test_system_call_numbers_match_the_kernel_headers():
     if not path.exists():
         pytest.skip(f"no kernel header {path}")
     found = dict(re.findall(r"#define __NR_(\w+) (\d+)", path.read_text()))
-    for entry in [*sandbox.SYSCALLS.split(), *sandbox.CHECKED, sandbox.CLONE3]:
+    for entry in [*confined.SYSCALLS.split(), *confined.CHECKED, confined.CLONE3]:
         name, number = entry.split(":")
         assert number == found[name], name
 
@@ -621,10 +625,10 @@ def run_filter(code, nr, arch, args=(0, 0)):
 
 
 def test_the_filter_allows_exactly_the_table():
-    code, spots = sandbox.seccomp_filter()
+    code, spots = confined.seccomp_filter()
     arch, refused, allow = 0xC000003E, 0x00050001, 0x7FFF0000
-    allowed = set(map(sandbox.syscall_number, sandbox.SYSCALLS.split()))
-    number = {e.split(":")[0]: sandbox.syscall_number(e) for e in sandbox.CHECKED}
+    allowed = set(map(confined.syscall_number, confined.SYSCALLS.split()))
+    number = {e.split(":")[0]: confined.syscall_number(e) for e in confined.CHECKED}
     for nr in set(range(600)) - set(number.values()) - {435}:
         assert (run_filter(code, nr, arch) == allow) == (nr in allowed), nr
     assert run_filter(code, 435, arch) == 0x00050026
@@ -918,7 +922,7 @@ def test_integers_of_any_size(sb):
 
 def test_a_broken_sandbox_is_not_the_programs_fault(sb):
     """Only the server can say so: the mark is set between confinement and program."""
-    run = sandbox.Run(status=256, cpu=0.0, rss=0, wall=0.0, why=sandbox.BROKEN)
+    run = sandbox.Run(status=256, cpu=0.0, rss=0, wall=0.0, why=confined.BROKEN)
     assert sandbox.ending(run, Limits()) == "harness_error"
     run = sandbox.Run(256, 0.0, 0, 0.0, why=0, err="cannot confine the program")
     assert sandbox.ending(run, Limits()) == "runtime_error"

@@ -23,7 +23,7 @@ import threading
 import time
 import types
 
-from testcode import decode, encode, read_line, run_tests, write_line
+from testcode import NotPlain, decode, encode, read_line, run_tests, write_line
 
 try:
     import fcntl
@@ -36,13 +36,15 @@ __builtins__ = dict(vars(builtins))  # ours, whatever a program puts into the mo
 # --------------------------------------------------------------------------------------------------
 # the server
 
-RUN, CALLS, SESSION, SERVE, TEST = range(5)  # what a request asks for; what a process is
-# The descriptors that a process receives: its job first, then what becomes these numbers.
-TARGETS = {RUN: (1, 2, 0), CALLS: (1, 2, 3), SERVE: (1, 2, 4), TEST: (1, 2, 3, 4)}
+RUN, CALLS, SESSION, TEST = range(4)  # what a request asks for; a session is CALLS beside TEST
+# The descriptors that a process receives: its job first, then what becomes these numbers. CALLS
+# reads questions from 4 and answers on 3, TEST asks on 4 and reports on 3.
+TARGETS = {RUN: (1, 2, 0), CALLS: (1, 2, 4, 3), TEST: (1, 2, 4, 3)}
 REQUEST = struct.Struct("<iddddqq")  # mode; CPU, wall; CPU, waiting left; memory, output
-REPLY = struct.Struct("<idqidqdii")  # twice status, CPU, memory; wall; why the first, why all
+REPLY = struct.Struct("<idqiidqid")  # twice status, CPU, memory, why it was killed; wall
 WALL, CPU, ASKED, THREADS, BROKEN = range(1, 6)  # why it was killed; BROKEN: not confined
 EXIT_SYNTAX, EXIT_MEMORY, EXIT_REFUSED = 97, 98, 99
+EXIT_OF = {"MemoryError": EXIT_MEMORY, "PermissionError": EXIT_REFUSED}
 MAX_SOURCE = 1 << 20  # bytes of program text
 MAX_THREADS = 256
 # What programs of contests and textbooks import nearly always; half a program's run time would go
@@ -68,11 +70,14 @@ def start_server(fd, options):
 
 def serve(control, layers, caller):
     """Fork a program for every request. File descriptors pass through unread."""
-    report = {"active": layers["active"], "notes": layers["notes"], "landlock": layers["landlock"]}
+    report = {key: layers[key] for key in ("active", "notes", "landlock")}
     control.sendall(json.dumps(report).encode() + b"\n")
+    ended, signals = socket.socketpair()  # what is sent here wakes `watch` when a process ends
+    signals.setblocking(False)
+    signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     gc.collect()
     gc.freeze()  # or the first collection in each child would copy every page
-    layers["pid"] = os.getpid()
     while True:
         while not select.select([control], [], [], 1.0)[0]:
             if os.getppid() != caller:  # a fork of the caller may still hold the socket
@@ -85,30 +90,30 @@ def serve(control, layers, caller):
             os._exit(0)
         request = REQUEST.unpack(data)
         layers["started"][:2] = b"\0\0"
-        modes, given, pair = [request[0]], [fds], []
+        processes, pair, pids = [(request[0], fds)], [], []
         if request[0] == SESSION:  # program and tester, with a socket between them
             pair = socket.socketpair()
-            modes, ends = [SERVE, TEST], [end.fileno() for end in pair]
-            given = [[*fds[:3], ends[0]], [*fds[3:], ends[1]]]
-        pids = []
-        for i, mode in enumerate(modes):
+            program, tester = (end.fileno() for end in pair)
+            processes = [(CALLS, [*fds[:3], program, program])]
+            processes += [(TEST, [*fds[3:6], tester, fds[6]])]
+        for i, (mode, given) in enumerate(processes):
             pids.append(os.fork())
             if pids[-1] == 0:
                 control.detach()  # its number may be the program's by the time it would be closed
-                child(mode, i, given[i], request, layers)
+                child(mode, i, given, request, layers)
         for end in pair:  # or neither would see the other's end
             end.close()
-        rows, *rest = watch(pids, control, request, fds[-1], layers["portable"], caller)
+        rows, wall = watch(pids, control, ended, request, fds[-1], caller)
         for fd in fds:
             os.close(fd)
-        if layers["started"][: len(modes)] != b"\1" * len(modes):
-            rest[-1] = BROKEN
-        control.sendall(REPLY.pack(*rows[0], *rows[-1], *rest))
+        if layers["started"][: len(pids)] != b"\1" * len(pids):
+            rows = [(*row[:3], BROKEN) for row in rows]
+        control.sendall(REPLY.pack(*rows[0], *rows[-1], wall))
 
 
-def watch(pids, control, request, progress, portable, caller):
+def watch(pids, control, ended, request, progress, caller):
     """Wait for the processes; kill them at their limits, when asked to, when the caller is gone.
-    Returns [(status, CPU, memory)] of each, wall seconds, why the first was killed, why all were.
+    Returns ([(status, CPU, memory, why it was killed)] of each, wall seconds).
 
     The limits of a test count from the last mark: the file `progress` grows with every answer. A
     program that keeps using the CPU gets four times the wall limit, since a loaded machine must not
@@ -116,76 +121,65 @@ def watch(pids, control, request, progress, portable, caller):
     """
     mode, cpu_s, wall_s, cpu_left, wait_left, *_ = request
     begin = mark = time.monotonic()
-    poller, rows = select.poll(), [None] * len(pids)
+    cpu, cpu_mark, size, rows = 0.0, 0.0, 0, [None] * len(pids)
+    poller = select.poll()
     poller.register(control, select.POLLIN)
-    pidfds = [] if portable else [os.pidfd_open(pid) for pid in pids]
-    for fd in pidfds:
-        poller.register(fd, select.POLLIN)
-    cpu, cpu_mark, size, why, why_all = 0.0, 0.0, 0, 0, 0
+    poller.register(ended, select.POLLIN)
 
-    def end(reason):
-        for pid, row in zip(pids, rows):
-            if row is None:
-                os.kill(pid, signal.SIGKILL)
-        return reason
-
-    while rows[-1] is None:
-        ready = [fd for fd, _ in poller.poll(3 if portable else 20)]
+    def end(why):
         for i, pid in enumerate(pids):
-            if rows[i] is None and (portable or pidfds[i] in ready):
-                rows[i] = reap(pid, os.WNOHANG)
-                if not portable:
-                    poller.unregister(pidfds[i])  # it would stay ready
-        if control.fileno() in ready and not why_all:
-            if not control.recv(1):
-                end(ASKED)
-                os._exit(0)
-            why_all = end(ASKED)
-        now, cpu = time.monotonic(), sum(map(cpu_of, pids, rows, [portable] * len(pids)))
-        if os.getppid() != caller:
+            if rows[i] is None and not reap(i, os.WNOHANG):
+                os.kill(pid, signal.SIGKILL)
+                reap(i, 0, why)
+
+    def reap(i, flags, why=0):
+        """Note how a process ended; false if it has not."""
+        pid, status, usage = os.wait4(pids[i], flags)
+        if pid:
+            unit = 1 if sys.platform == "darwin" else 1 << 10
+            why = why if status & 127 == signal.SIGKILL else 0  # 0: it was quicker
+            rows[i] = status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, why
+        return pid
+
+    while not rows[-1]:
+        ready = [fd for fd, _ in poller.poll(20)]
+        if ended.fileno() in ready:
+            ended.recv(100)
+        for i, row in enumerate(rows):
+            row or reap(i, os.WNOHANG)
+        if rows[-1]:
+            break
+        asked = control.fileno() in ready
+        if (asked and not control.recv(1)) or os.getppid() != caller:
             end(ASKED)
             os._exit(0)
-        if why_all or rows[-1] is not None:
-            continue
+        now, cpu = time.monotonic(), sum(map(cpu_of, pids, rows))
         if mode != RUN and (grown := os.fstat(progress).st_size) != size:
             size, mark, cpu_mark = grown, now, cpu
         idle = cpu - cpu_mark < 0.1 * (now - mark)
         waited = now - mark > wall_s * (1 if idle else 4) or now - begin - 10 * cpu > wait_left
-        if cpu - cpu_mark > cpu_s or cpu > cpu_left or waited:
-            why_all = end(WALL if waited and idle else CPU)
-        elif not portable and any(map(crowded, pids, rows)):
-            why_all = end(THREADS)
-    for i, pid in enumerate(pids):
-        if rows[i] is None and (row := reap(pid, os.WNOHANG)):
-            rows[i] = row  # it had ended by itself
-        elif rows[i] is None:
-            os.kill(pid, signal.SIGKILL)
-            rows[i] = reap(pid, 0)
-            why = ASKED if rows[i][0] & 127 == signal.SIGKILL and not why_all else why
-    for fd in pidfds:
-        os.close(fd)
-    return rows, time.monotonic() - begin, why, why_all
+        if asked:
+            end(ASKED)
+        elif cpu - cpu_mark > cpu_s or cpu > cpu_left or waited:
+            end(WALL if waited and idle else CPU)
+        elif any(map(crowded, pids, rows)):
+            end(THREADS)
+    end(ASKED)
+    return rows, time.monotonic() - begin
 
 
-def reap(pid, flags):
-    """(status, CPU seconds, bytes of memory) of an ended process, None if it has not ended."""
-    ended, status, usage = os.wait4(pid, flags)
-    unit = 1 if sys.platform == "darwin" else 1 << 10
-    return (status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit) if ended else None
-
-
-def cpu_of(pid, row, portable):
-    """CPU seconds of a process until now."""
-    if row or portable:  # without Linux, RLIMIT_CPU must do
-        return row[1] if row else 0.0
+def cpu_of(pid, row):
+    """CPU seconds of a process until now; where only Linux could tell, RLIMIT_CPU must do."""
+    if row:
+        return row[1]
     with contextlib.suppress(OSError):
         return time.clock_gettime((~pid << 3) | 2)
     return 0.0
 
 
 def crowded(pid, row):
-    """Has the process too many threads? The kernel counts them in the links of a folder; Landlock
-    does not govern stat."""
+    """Has the process too many threads? Linux counts them in the links of a folder; Landlock does
+    not govern stat."""
     with contextlib.suppress(OSError):
         return row is None and os.stat(f"/proc/{pid}/task").st_nlink - 2 > MAX_THREADS
     return False
@@ -201,7 +195,7 @@ def put_on_layers(options):
     active, notes = ["rlimits"], {name: "switched off" for name in options["without"]}
     layers = {"active": active, "notes": notes, "basic": options["basic"], "landlock": None}
     layers["null"], layers["started"] = os.open(os.devnull, os.O_RDONLY), mmap.mmap(-1, 2)
-    layers["portable"], layers["libc"] = options["portable"], None
+    layers["pid"], layers["libc"] = os.getpid(), None
     if "rlimits" in notes:
         active.remove("rlimits")
     if options["portable"]:
@@ -269,7 +263,7 @@ def landlock(libc, readable, most):
     return abi
 
 
-def limit_resources(memory, cpu_s, output, layers):
+def limit_resources(memory, cpu_s, output, basic):
     """Forbids more address space, CPU seconds, bytes a file, open files and queued signals than
     these, and core dumps. One that cannot be set is an error, at level basic it is left out."""
     limits = {"AS": memory, "CPU": int(cpu_s) + 2, "FSIZE": output, "NOFILE": 64, "CORE": 0}
@@ -280,7 +274,7 @@ def limit_resources(memory, cpu_s, output, layers):
             most = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.setrlimit(limit, (most, most))
         except (OSError, ValueError, AttributeError) as error:
-            if not layers["basic"]:
+            if not basic:
                 raise OSError(f"RLIMIT_{what} {most}: {error}") from None
 
 
@@ -406,6 +400,7 @@ def child(mode, index, fds, request, layers):
     """In the forked process, never returns. fds: the job, then those of TARGETS."""
     try:
         _, cpu_s, _, cpu_left, _, memory, output = request
+        signal.set_wakeup_fd(-1)
         # Out of the way first: a received number may be one that the next dup2 overwrites.
         job_fd, *fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]
         job = json.loads(os.pread(job_fd, os.fstat(job_fd).st_size, 0))
@@ -414,10 +409,10 @@ def child(mode, index, fds, request, layers):
         os.closerange(max(TARGETS[mode]) + 1, 1 << 16)
         if "rlimits" in layers["active"]:
             memory = max(memory, 2 << 30) if mode == TEST else memory
-            limit_resources(
-                memory, min(cpu_s, cpu_left) if mode == RUN else cpu_left, output, layers
-            )
+            cpu = min(cpu_s, cpu_left) if mode == RUN else cpu_left
+            limit_resources(memory, cpu, output, layers["basic"])
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # a flood ends here, no exception to swallow
         if layers["libc"]:
             layers["libc"].prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
@@ -439,8 +434,7 @@ def child(mode, index, fds, request, layers):
         module = types.ModuleType("__main__" if mode == RUN else "main")
         module.__dict__.update(__file__="main.py", __builtins__=builtins)
         sys.modules["__main__"] = sys.modules[module.__name__] = module
-        run = {RUN: run_program, CALLS: answer_calls, SERVE: answer_tester, TEST: run_tests}[mode]
-        code = run(job, module)
+        code = {RUN: run_program, CALLS: answer_questions, TEST: run_tests}[mode](job, module)
     except BaseException as error:  # it broke what answers for it, or left it no memory
         os.write(2, type(error).__name__.encode())
     finally:
@@ -463,7 +457,7 @@ def open_streams():
 
 
 # --------------------------------------------------------------------------------------------------
-# the program's process: everything from here to the tester shares it with untrusted code
+# the program's process: what is below shares it with untrusted code
 
 
 def load(job, module):
@@ -482,13 +476,7 @@ def load(job, module):
         os.write(2, text.encode("utf-8", "replace")[:2000])
         return EXIT_SYNTAX
     try:
-        try:
-            exec(compile(job["setup"], "setup.py", "exec", dont_inherit=True), module.__dict__)
-        except Exception:
-            if not job[
-                "lenient"
-            ]:  # MBPP: a setup that uses the solution's classes, run again later
-                raise
+        run_setup(job, module.__dict__)
         for name in job["names"]:
             module.__dict__.pop(name.split(".")[0], None)
         exec(code, module.__dict__)
@@ -501,9 +489,14 @@ def load(job, module):
         trace = error.__traceback__.tb_next  # without this file's own frame
         with contextlib.suppress(BaseException):
             sys.excepthook(type(error), error.with_traceback(trace), trace)
-        memory, refused = isinstance(error, MemoryError), isinstance(error, PermissionError)
-        return EXIT_MEMORY if memory else EXIT_REFUSED if refused else 1
+        return EXIT_OF.get(described(error)[0], 1)
     return None
+
+
+def run_setup(job, space):
+    """One that fails, as it needs the program's classes (MBPP), runs again for the lines."""
+    with contextlib.suppress(Exception):
+        exec(compile(job["setup"], "setup.py", "exec", dont_inherit=True), space)
 
 
 def run_program(job, module):
@@ -537,33 +530,47 @@ def writes_at_exit(streams):
         return True
 
 
-def answer_calls(job, module):
-    """Answer each call by a line on descriptor 3, after a first one that says that the program is
-    ready -> the exit code. A call is [name, expression] or ["", encoded arguments]."""
-    job["names"] = [*job["names"], *(name for name, _ in job["calls"] if name)]
+def answer_questions(job, module):
+    """Answer every line on descriptor 4 by one on descriptor 3, after a first that says that the
+    program is ready -> the exit code."""
     if (code := load(job, module)) is not None:
         return code
-    # Names in an expression: builtins, the setup's, and only then the program's.
-    space = dict(item for item in vars(module).items() if not hasattr(builtins, item[0]))
-    if job["lenient"]:
-        with contextlib.suppress(Exception):
-            exec(compile(job["setup"], "setup.py", "exec", dont_inherit=True), space)
+    space = {}
+    if job["lines"]:  # names in a line of test code: builtins, the setup's, then the program's
+        space = {k: value for k, value in vars(module).items() if not hasattr(builtins, k)}
+        run_setup(job, space)
+    left = bytearray()
     write_line(3, "ready")
-    for name, text in job["calls"]:
-        try:
-            if name:
-                expression = compile(text, "tests.py", "eval", dont_inherit=True)
-                for used in set(expression.co_names) & sys.stdlib_module_names - {name}:
-                    space[used] = importlib.import_module(used)  # not the program's `math`
-                space[name] = resolve(module, name)
-                value = eval(expression, space)
-            else:
-                value = resolve(module, job["names"][0])(*decode(text))
-            line = encode(value, compare=True)
-        except BaseException as error:
-            line = "!{}\t{}".format(*described(error))
-        write_line(3, line)
+    while (question := read_line(4, left, 1 << 30)) is not None:
+        write_line(3, answer(question, module, space, job["compare"]))
     return 0
+
+
+def answer(question, module, space, compare):
+    """A question is (name, arguments, named arguments), or (name, expression, None) for a line of
+    test code. The answer is the value, encoded for comparison; or, for the tester, a tuple of the
+    value and of all that the call may have changed. "!" and an exception if it failed, "?" and why
+    if the value is no plain data."""
+    known = []
+    try:
+        name, args, named = decode(question, known)
+        function = resolve(module, name)
+        if named is None:
+            expression = compile(args, "tests.py", "eval", dont_inherit=True)
+            for used in set(expression.co_names) & sys.stdlib_module_names - {name}:
+                space[used] = importlib.import_module(used)  # not the program's `math`
+            space[name] = function
+            value = eval(expression, space)
+        else:
+            value = function(*args, **dict(named))
+        return encode(value, compare=True) if compare else encode((value, *known), known)
+    except NotPlain as error:
+        return f"?{error}"
+    except BaseException as error:
+        kind, message = described(error)
+        with contextlib.suppress(BaseException):
+            return f"!{kind}\t{encode(tuple(error.args))}"
+        return f"!{kind}\t{encode((message,))}"
 
 
 def resolve(module, path):
@@ -586,40 +593,6 @@ def described(error):
         return kind, ascii(str(error))[:2000]
     except BaseException:
         return kind, ""
-
-
-def answer_tester(job, module):
-    """Answer the tester's questions on descriptor 4 until it closes -> the exit code.
-
-    A question is (name, arguments, named arguments). The answer is a tuple of the value, and of the
-    arguments if the call changed them; or "!" and an exception, or "?" and why the value is no
-    plain data.
-    """
-    if (code := load(job, module)) is not None:
-        return code
-    left = bytearray()
-
-    def answer(question):
-        known = []
-        target, args, named = decode(question, known)
-        try:
-            value = resolve(module, target)(*args, **dict(named))
-        except BaseException as error:
-            kind, message = described(error)
-            with contextlib.suppress(BaseException):
-                return f"!{kind}\t{encode(tuple(error.args))}"
-            return f"!{kind}\t{encode((message,))}"
-        try:
-            changed = known and encode((target, args, named), known) != question
-            values = (value, args, named) if changed else (value,)
-            return encode(values, known, seen=() if changed else range(len(known)))
-        except BaseException as error:
-            return f"?{described(error)[1]}"
-
-    write_line(4, "ready")
-    while (question := read_line(4, left, 1 << 30)) is not None:
-        write_line(4, answer(question))
-    return 0
 
 
 if __name__ == "__main__":

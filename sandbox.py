@@ -63,22 +63,7 @@ from tqdm import tqdm
 
 import confined
 from common import UserError, parse_args, run_cli
-from confined import (
-    ASKED,
-    BROKEN,
-    CALLS,
-    CPU,
-    EXIT_MEMORY,
-    EXIT_REFUSED,
-    EXIT_SYNTAX,
-    REPLY,
-    REQUEST,
-    RUN,
-    SESSION,
-    THREADS,
-    WALL,
-)
-from testcode import as_call, encode
+from testcode import FAILURES, as_call, encode
 
 # --------------------------------------------------------------------------------------------------
 # limits and results
@@ -263,7 +248,7 @@ class Sandbox:
             text = run.err.strip()[-300:]
             raise SandboxError(f"the sandbox runs no program here: {run.word} {text}") from None
         tried.append("server: run 400 threads")
-        done += tried[-1:] * (run.why != THREADS)
+        done += tried[-1:] * (run.why != confined.THREADS)
         notes, active = dict(worker.layers["notes"]), list(worker.layers["active"])
         for name in done:
             layer, what = name.split(": ")
@@ -421,13 +406,15 @@ class Judge:
         # All that the program's process is told before it runs:
         names = [tests.entry_point] if tests.entry_point else []
         self.job = {"code": code, "setup": tests.setup or "", "names": names}
-        self.job["lenient"] = tests.kind == "assert"
 
     def grade(self):
         cases = {self.stdin: [], self.calls: [], self.session: []}
         for i, case in enumerate(self.tests.cases):
             step, item = self.plan(case)
-            cases[step].append((i, item))
+            if step:
+                cases[step].append((i, item))
+            else:
+                self.set(i, "unsupported", item)
         for step, left in cases.items():
             while left and not self.decided:
                 if self.cpu_left <= 0 or self.wait_left <= 0:
@@ -435,14 +422,13 @@ class Judge:
                     break
                 left = step(left)
         n = len(self.tests.cases)
-        done = [i for i in range(n) if i in self.words]
+        done = sorted(self.words)
         failed = next((i for i in done if self.words[i] != "pass"), None)
         if self.stop_early and failed is not None:
             done = done[: done.index(failed) + 1]
         words = [self.words[i] for i in done]
-        result = Result(
-            words.count("pass") == n, words, words.count("pass") / n, self.cpu, self.wall
-        )
+        passes = words.count("pass")
+        result = Result(passes == n, words, passes / n, self.cpu, self.wall)
         result.trusted = not {"unsupported", "harness_error"} & set(words)
         if failed is not None:
             detail = f"test {failed}: {self.details[failed] or self.words[failed]}"
@@ -453,21 +439,21 @@ class Judge:
         return result
 
     def plan(self, case):
-        """How a case is run, and what is needed for that."""
+        """(how a case is run, what is needed for that); (None, why it cannot be judged)."""
         if self.tests.kind == "stdin":
             return self.stdin, case
+        entry = self.tests.entry_point
         if self.tests.kind == "assert":
-            entry, setup = self.tests.entry_point, self.tests.setup or ""
             call = as_call(case["assert"], entry) if "assert" in case else None
-            if call and (entry or not re.search(rf"\b{call[0][0]}\b", setup)):
+            if call and (entry or not re.search(rf"\b{call[0]}\b", self.job["setup"])):
                 return self.calls, call
             return self.session, case
         values = case["any_of"] if "any_of" in case else [case["expected"]]
         try:
             answers = [encode(value, compare=True).encode() for value in values]
-            return self.calls, (("", encode(tuple(case["args"]))), answers, False)
+            return self.calls, (entry, encode((entry, tuple(case["args"]), ())), answers, "")
         except (TypeError, ValueError, RecursionError) as error:
-            return self.calls, (None, [], f"the test holds no plain data: {error}")
+            return None, f"the test holds no plain data: {error}"
 
     def set(self, i, word, detail="", said=None):
         """Note a verdict, and `said`: the bytes that were printed or returned."""
@@ -481,27 +467,29 @@ class Judge:
             self.set(i, word, detail)
         return []
 
-    def execute(self, mode, fds, out, err, tick=None):
-        """Run processes over these descriptors -> [Run, ...]; `out` and `err` are the program's."""
+    def execute(self, mode, fds, errors, tick=None):
+        """Run a process over these descriptors, or program and tester -> the program's Run, with
+        the verdict that the end of either gives. `errors`: what each writes its errors to."""
         runs = self.worker.run(mode, fds, self.limits, (self.cpu_left, self.wait_left), tick)
-        run, cpu, cap = runs[0], sum(run.cpu for run in runs), self.limits.output_mb << 20
-        self.cpu, self.wall = self.cpu + cpu, self.wall + run.wall
+        cpu, cap = sum(run.cpu for run in runs), self.limits.output_mb << 20
+        self.cpu, self.wall = self.cpu + cpu, self.wall + runs[0].wall
         self.cpu_left -= cpu
-        self.wait_left -= max(0.0, run.wall - 10 * cpu)
-        size = os.fstat(err).st_size
-        run.err = os.pread(err, 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
-        run.flooded = max(size, os.fstat(out).st_size) >= cap
-        run.word = ending(run, self.limits)
-        return runs
+        self.wait_left -= max(0.0, runs[0].wall - 10 * cpu)
+        runs[0].flooded = max(os.fstat(fd).st_size for fd in fds[1:3]) >= cap
+        for run, fd in zip(runs, errors):
+            size = os.fstat(fd).st_size
+            text = os.pread(fd, 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
+            run.word, run.err = ending(run, self.limits), text
+        return next((run for run in runs if run.word), runs[0])
 
     def run_once(self, text, most):
         """Run the program over one input -> Run, with the first `most` bytes that it printed."""
         job, given = json.dumps(self.job).encode(), text.encode("utf-8", "surrogatepass")
-        with memory_files(job, b"", b"", given) as (job, out, err, stdin):
-            (run,) = self.execute(RUN, [job, out, err, stdin], out, err)
+        with memory_files(job, b"", b"", given) as fds:
+            run = self.execute(confined.RUN, fds, fds[2:3])
             if not run.word and run.cpu > self.limits.cpu_s:
                 run.word = "timeout"
-            run.out = os.pread(out, most, 0)
+            run.out = os.pread(fds[1], most, 0)
             return run
 
     def stdin(self, cases):
@@ -518,33 +506,54 @@ class Judge:
         return cases[1:]
 
     def calls(self, cases):
-        """One process answers call after call, as lines of a file that grows. Returns those that it
-        left unanswered: the next process begins there."""
-        for i, (question, _, why) in cases:
-            if question is None:
-                self.set(i, "unsupported", why)
-        cases = [(i, call) for i, call in cases if call[0] is not None]
-        left, ready = deque(cases), False
-        job = json.dumps(self.job | {"calls": [call[0] for _, call in cases]}).encode()
-        with memory_files(job, b"", b"", b"") as (job, out, err, answers):
-            lines = Lines(answers)
+        """One process answers call after call."""
+        job = {"compare": True, "lines": self.tests.kind == "assert"}
+        job["names"] = sorted({name for _, (name, *_) in cases})
+        questions = "".join(f"{question}\n" for _, (_, question, *_) in cases).encode()
+        with memory_files(json.dumps(self.job | job).encode(), b"", b"", questions, b"") as fds:
 
-            def read():
-                """Judge the answers that have come; true if no more are needed."""
-                nonlocal ready
-                while left and not self.decided:
-                    i, (_, expected, exact) = left[0]
-                    most = MAX_EXTRA + 20 * max(map(len, expected), default=0)
-                    if (line := lines.next(most)) is None:
-                        return False
-                    if ready:
-                        left.popleft()
-                        self.set(i, *judge_answer(line, expected, exact), line)
-                    ready = True
-                return True
+            def judge(i, item, line):
+                self.set(i, *judge_answer(line, *item[2:]), None if line[:1] == b"?" else line)
 
-            (run,) = self.execute(CALLS, [job, out, err, answers], out, err, read)
-            read()
+            return self.follow(confined.CALLS, fds, fds[2:3], cases, judge)
+
+    def session(self, cases):
+        """Test code in the tester's process, the program in its own, a socket between them."""
+        job = self.job | {"compare": False, "lines": False}
+        test = {"cases": [case for _, case in cases], "setup": self.job["setup"],
+                "entry": self.tests.entry_point, "limit": self.limits.output_mb << 20}  # fmt: skip
+        jobs = [json.dumps(job).encode() for job in (job, test)]
+        with memory_files(jobs[0], b"", b"", jobs[1], b"", b"") as fds:
+            job, out, err, test, said, reports = fds
+            fds = [job, out, err, test, said, said, reports]
+
+            def judge(i, item, line):
+                self.set(i, *json.loads(line))
+
+            return self.follow(confined.SESSION, fds, [err, said], cases, judge)
+
+    def follow(self, mode, fds, errors, cases, judge):
+        """Read what is written for these cases, a line each after a first one, while it is written.
+        Returns the cases that are left when a process ended: the next one begins there."""
+        left, lines, ready = deque(cases), Lines(fds[-1]), False
+
+        def read():
+            """Judge the answers that have come; true if no more are needed."""
+            nonlocal ready
+            while left and not self.decided:
+                i, item = left[0]
+                expected = item[2] if mode == confined.CALLS else []
+                line = lines.next(MAX_EXTRA + 20 * max(map(len, expected), default=0))
+                if line is None:
+                    return False
+                if ready and line:  # an empty one marks the time
+                    judge(i, item, line)
+                    left.popleft()
+                ready = True
+            return True
+
+        run = self.execute(mode, fds, errors, read)
+        read()
         word, detail = run.word or "runtime_error", run.err or "the program ended early"
         if not ready:  # it never came to the calls: that is the verdict of all
             return self.set_all(left, word, detail)
@@ -554,62 +563,31 @@ class Judge:
             self.set(left.popleft()[0], word, detail)
         return list(left)
 
-    def session(self, cases):
-        """Test code in the tester's process, the program in its own, a socket between them. Returns
-        the cases left when one of them died."""
-        test = {"cases": [case for _, case in cases], "setup": self.job["setup"],
-                "entry": self.tests.entry_point, "stop_early": self.stop_early,
-                "limit": self.limits.output_mb << 20}  # fmt: skip
-        jobs = [json.dumps(job).encode() for job in (self.job, test)]
-        with memory_files(jobs[0], b"", b"", jobs[1], b"", b"") as files:
-            job, out, err, test, said, reports = files
-            fds = [job, out, err, test, said, said, reports]
-            run, tester = self.execute(SESSION, fds, out, err)
-            text = os.pread(reports, os.fstat(reports).st_size, 0)
-            last = os.pread(said, 500, max(0, os.fstat(said).st_size - 500))
-        reports = [json.loads(line) for line in text.split(b"\n") if line]
-        left = list(cases)
-        for word, detail in reports[1:]:
-            if word == "dead" or self.decided:
-                break
-            self.set(left.pop(0)[0], word, detail)
-        word, detail = run.word, run.err
-        if not word and tester.status:  # the test code died of an answer, or of itself: a failure
-            word = ending(tester, self.limits)
-            detail = f"the test code did not finish: {last.decode('utf-8', 'replace')}"
-        word = word or "runtime_error"
-        if not reports:  # the program never came to be called: that is the verdict of all
-            return self.set_all(left, word, detail)
-        if left and not self.decided:
-            self.set(left.pop(0)[0], word, detail)
-        return left
-
 
 def ending(run, limits):
     """The verdict word a process's end gives, "" if it ended well. The exit codes are the program's
     to choose; they only ever pick among failures."""
     signal_number, code = run.status & 127, run.status >> 8
-    if run.why in (BROKEN, THREADS):
-        return "harness_error" if run.why == BROKEN else "sandbox_violation"
+    if run.why in (confined.BROKEN, confined.THREADS):
+        return "harness_error" if run.why == confined.BROKEN else "sandbox_violation"
     if run.flooded or signal_number == getattr(signal, "SIGXFSZ", -1):
         return "output_limit"
-    if run.why in (WALL, CPU) or signal_number == getattr(signal, "SIGXCPU", -1):
+    if run.why in (confined.WALL, confined.CPU) or signal_number == getattr(signal, "SIGXCPU", -1):
         return "timeout"
-    if run.status == 0 or run.why == ASKED:
+    if run.status == 0 or run.why == confined.ASKED:
         return ""
-    if code == EXIT_MEMORY or run.rss > 0.9 * (limits.memory_mb << 20):
+    if code == confined.EXIT_MEMORY or run.rss > 0.9 * (limits.memory_mb << 20):
         return "memory"
-    if signal_number == signal.SIGSYS or code == EXIT_REFUSED:
+    if signal_number == signal.SIGSYS or code == confined.EXIT_REFUSED:
         return "sandbox_violation"
-    return "syntax_error" if code == EXIT_SYNTAX else "runtime_error"
+    return "syntax_error" if code == confined.EXIT_SYNTAX else "runtime_error"
 
 
 def judge_answer(line, expected, exact):
     """One answer, which may hold anything, against the right ones -> (word, detail)."""
     got = line[:300].decode("utf-8", "replace").replace("\t", " ")
     if line.startswith(b"!"):
-        words = {"MemoryError": "memory", "PermissionError": "sandbox_violation"}
-        return words.get(got[1:].split(" ")[0], "runtime_error"), got[1:]
+        return FAILURES.get(got[1:].split(" ")[0], "runtime_error"), got[1:]
     if any(same_text(value, line, exact) for value in expected):
         return "pass", ""
     wanted = expected[0][:200].decode().replace("\t", " ")
@@ -790,8 +768,8 @@ class Run:
     status: int
     cpu: float
     rss: int
-    wall: float
     why: int
+    wall: float
     out: bytes = b""
     err: str = ""
     word: str = ""  # the verdict its end alone gives, "" if it ended well
@@ -813,17 +791,13 @@ class Worker:
     def start(self):
         here, there = socket.socketpair()
         # The stack limit must hold before the interpreter starts: the kernel lays memory out then.
-        first = (
-            "import os,resource as r,sys\nh=r.getrlimit(r.RLIMIT_STACK)[1]\n"
-            "r.setrlimit(r.RLIMIT_STACK,(1<<28 if h<0 else min(1<<28,h),h))\n"
-            "os.execv(sys.executable,sys.argv[1:])"
-        )
-        flags = [sys.executable, "-s", "-S", "-X", "utf8"]
+        first = 'ulimit -S -s 262144 || ulimit -S -s "$(ulimit -H -s)"; exec "$@"'
+        command = ["/bin/sh", "-c", first, "sh", sys.executable, "-s", "-S", "-X", "utf8"]
         threads = {f"{k}_NUM_THREADS": "1" for k in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
         arguments = [str(there.fileno()), json.dumps(self.options)]
         with there:
             self.process = subprocess.Popen(
-                [*flags, "-P", "-c", first, *flags, confined.__file__, *arguments],
+                [*command, confined.__file__, *arguments],
                 env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", **threads},
                 pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE, cwd="/", start_new_session=True,
@@ -874,7 +848,7 @@ class Worker:
                 self.start()
             control, self.busy = self.control, True
         sizes = limits.memory_mb << 20, limits.output_mb << 20
-        request = REQUEST.pack(mode, limits.cpu_s, limits.wall_s, *budget, *sizes)
+        request = confined.REQUEST.pack(mode, limits.cpu_s, limits.wall_s, *budget, *sizes)
         end = time.monotonic() + 20 * budget[0] + budget[1] + 60  # then the server is at fault
         try:
             socket.send_fds(control, [b"r"], fds)
@@ -889,16 +863,16 @@ class Worker:
                     control.sendall(b"k")
                     tick, pause = None, 1000
             control.settimeout(10)
-            reply = control.recv(REPLY.size, socket.MSG_WAITALL)
-            if len(reply) != REPLY.size:
+            reply = control.recv(confined.REPLY.size, socket.MSG_WAITALL)
+            if len(reply) != confined.REPLY.size:
                 raise OSError("the sandbox server died")
         except (OSError, ValueError) as error:  # ValueError: another thread has closed the socket
             self.close()
             raise WorkerDied(str(error)) from None
         self.busy = False
-        *rows, wall, why, why_all = REPLY.unpack(reply)
-        runs = [Run(*rows[:3], wall, why or why_all), Run(*rows[3:], wall, why_all)]
-        return runs[: 1 + (mode == SESSION)]
+        *rows, wall = confined.REPLY.unpack(reply)
+        runs = [Run(*rows[:4], wall), Run(*rows[4:], wall)]
+        return runs if mode == confined.SESSION else runs[:1]
 
 
 def library_paths():

@@ -1,9 +1,10 @@
 """Test code beside the program, and plain data as text.
 
-The tester is a process of its own in which trusted test code runs; there the program's function is
-a stand-in, which asks the program's process with plain data and gets plain data. What test code
-needs more than that for is `unsupported`. `encode` and `decode` are how values cross: `sandbox.py`
-compares what `encode` gives, and `confined.py` runs both sides.
+What a test may ask of a program is a call with plain data that returns plain data. A line such as
+`assert f(1) == 2` is read here (`as_call`), called in the program's process and compared in the
+caller. All other test code runs in a process of its own, the tester, where the program's function
+is a stand-in (`Program`) that asks the program's process; what needs more is `unsupported`
+(`TestCode`). `encode` and `decode` are how values cross between the processes.
 """
 
 import ast
@@ -18,12 +19,10 @@ import re
 import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
+from decimal import Decimal
+from fractions import Fraction
 
 __builtins__ = dict(vars(builtins))  # ours, whatever a program puts into the module
-
-# --------------------------------------------------------------------------------------------------
-# the tester: trusted test code in its own confined process, where the program's function is a
-# stand-in. No text of an answer is ever executed here: `eval` only computes.
 
 # Modules that compute with plain data, or whose classes are carried as such.
 MODULES = set(
@@ -41,23 +40,27 @@ BANNED = set(
     "KeyboardInterrupt GeneratorExit StopAsyncIteration".split()
 )
 BANNED_ATTRIBUTES = set("stdin stdout stderr argv modules seed exit".split())
+# The verdicts that exceptions of a program give; all others are runtime errors.
+FAILURES = {"MemoryError": "memory", "PermissionError": "sandbox_violation"}
+
+# --------------------------------------------------------------------------------------------------
+# a line of test code that is a call
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def as_call(text, entry):
-    """`assert f(1, 2) == 3` -> (question, [the right answer], exact comparison); None where the
-    line says anything but that a call gives a literal.
+    """`assert f(1, 2) == 3` -> (name, question, [the right answer, encoded], "==" or "is"); None
+    where the line says anything but that a call gives a literal.
 
-    The call is evaluated in the program's process, so it may hold what only exists there. It must
-    be a call of the entry point, of which nothing else of the program decides the arguments:
-    without an entry point no other function is called in them.
+    Arguments that are no literals are evaluated in the program's process, as they may hold what
+    only exists there. Nothing of the program but the entry point decides them: without an entry
+    point no other function is called in them.
     """
     try:
         (node,) = ast.parse(text.strip()).body
-        (right,), (op,) = node.test.comparators, node.test.ops
-        call, right = (
-            (right, node.test.left) if isinstance(right, ast.Call) else (node.test.left, right)
-        )
+        call, (right,), (op,) = node.test.left, node.test.comparators, node.test.ops
+        if isinstance(right, ast.Call):
+            call, right = right, call
         name, expected = call.func.id, ast.literal_eval(right)
         answers = [encode(expected, compare=True).encode()]
         is_literal = isinstance(op, ast.Is) and any(expected is v for v in (None, True, False))
@@ -70,14 +73,17 @@ def as_call(text, entry):
                 inner = getattr(part.func, "id", "")
                 if hasattr(builtins, name) or not (hasattr(builtins, inner) or inner[:1].isupper()):
                     return None
-        question = (name, ast.unparse(call))
-        return (
-            (question, answers, "is" if is_literal else "==")
-            if name in (entry, entry or name)
-            else None
-        )
+        if entry and name != entry:
+            return None
+        question = encode((name, ast.unparse(call), None))
+        return name, question, answers, "is" if is_literal else "=="
     except (SyntaxError, ValueError, TypeError, AttributeError, MemoryError, RecursionError):
         return None
+
+
+# --------------------------------------------------------------------------------------------------
+# the tester: trusted test code in its own confined process. No text of an answer is ever executed
+# here: `eval` only computes.
 
 
 class Verdict(BaseException):
@@ -93,106 +99,78 @@ def unsupported(why):
     return Verdict("unsupported", f"the test {why}")
 
 
-class TestCode:
-    """What a test's text, its setup's included, says of itself: the names it binds and uses, and
-    whether it needs more than plain data; then it raises an unsupported Verdict."""
+def run_tests(job, module):
+    """Write "ready" and then [word, message] for each case, a line each, until the program is gone
+    -> the exit code."""
+    program = Program(job["limit"])
+    if program.ready:
+        write_line(3, "ready")
+        for case in job["cases"]:
+            word, message = run_case(case, job, program)
+            if word == "dead":
+                break
+            write_line(3, json.dumps([word, message]))
+            if word == "output_limit":  # the rest of the answer is in the way
+                break
+    return 0
 
-    def __init__(self, source, setup, entry):
-        try:
-            trees = [ast.parse(setup), ast.parse(source)]
-            self.code = compile(trees[1], "tests.py", "exec", dont_inherit=True)
-        except (SyntaxError, ValueError, RecursionError) as error:
-            raise unsupported(f"does not compile: {error}") from None
-        self.nodes = [node for tree in trees for node in ast.walk(tree)]
-        self.bound, self.used, self.called, self.asked = {"__name__"}, set(), set(), set()
-        self.modules, self.results, self.constants, self.attributes = {}, {}, set(), set()
-        self.entry = set(entry.split(".")) if entry else set()
-        for node in self.nodes:
-            self.note(node)
-        banned = (self.used - self.bound) & BANNED | (self.asked - self.bound) & BANNED_ATTRIBUTES
-        banned |= {name for name in self.used if self.modules.get(name, "re") not in MODULES}
-        if banned:
-            raise unsupported(f"uses {', '.join(sorted(banned))}: not plain data alone")
 
-    def note(self, node):
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                self.used.add(name)
-            case ast.Attribute(attr=name, ctx=ast.Load()):
-                self.asked.add(name)
-            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
-                self.bound.add(name)
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                self.bound.add(name)
-            case ast.ClassDef(name=name) | ast.ExceptHandler(name=name) | ast.MatchAs(name=name):
-                self.bound.add(name)
-            case ast.Import(names=names):
-                for alias in names:
-                    self.take(alias.name, [(alias.asname or alias.name).split(".")[0]])
-            case ast.ImportFrom(module=module, names=names):
-                self.asked.update(alias.name for alias in names)
-                self.take(module or "", [alias.asname or alias.name for alias in names])
-            case ast.Constant(value=value):
-                self.constants.add(value)
-            case ast.Call(func=ast.Name(id=name)):
-                self.called.add(name)
-            case ast.Assign(
-                targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id=function))
-            ):
-                self.results[name] = function
+def run_case(case, job, program):
+    """One case -> (word, message). An AssertionError of the test is a wrong answer; an exception
+    that the program raised and the test did not expect is a runtime error."""
+    Verdict.last = None
+    word, message = "pass", ""
+    try:
+        run_test_code(case, job, program)
+    except BaseException as error:
+        kind = getattr(error, "from_program", None)
+        word = FAILURES.get(kind, "runtime_error") if kind else "wrong_answer"
+        message = f"{type(error).__name__}: {error}"
+    word, message = Verdict.last or (word, message)
+    return word, message[:500].encode("ascii", "replace").decode()
 
-    def take(self, module, names):
-        """A module that the test imports, and the names that it gets from it."""
-        root = module.split(".")[0]
-        try:
-            found = importlib.import_module(module)
-        except Exception as error:
-            raise unsupported(f"imports {module}: {error}") from None
-        if "*" in names:
-            public = [name for name in vars(found) if name[0] != "_"]
-            names = getattr(found, "__all__", public)
-        self.modules.update(dict.fromkeys(names, root))
-        if root in CARRIED_MODULES:
-            for value in list(vars(found).values()):
-                self.attributes.update(dir(value) if isinstance(value, type) else ())
 
-    def define(self, space):
-        """Find the entry point, if none is known: the only function that is called and that nothing
-        but the program can define. No other such name may be used."""
-        missing = self.used - self.bound - set(self.modules) - set(space) - set(dir(builtins))
-        for name in missing & sys.stdlib_module_names - self.entry:  # never the program's `math`
-            self.take(name, [name])
-            space[name] = importlib.import_module(name)
-        missing -= set(self.modules) | self.entry
-        if not self.entry and len(missing) == 1 and missing <= self.called:
-            self.entry, missing = missing, set()
-        if missing:
-            raise unsupported(f"uses {', '.join(sorted(missing))}, which only the program defines")
-        if not self.entry:
-            raise unsupported("calls no function of the program")
-        (name, *more) = self.entry
-        if not more and name[0].isupper() and "_" not in name and name not in self.bound:
-            raise unsupported(f"needs the program's class {name}")
+def run_test_code(case, job, program):
+    """The test code sees its own names, its setup's, builtins, and the stand-in."""
+    is_check, setup, entry = "check" in case, job["setup"], job["entry"]
+    test = TestCode(case["check" if is_check else "assert"], setup, entry)
 
-    def check_values(self):
-        """The test may ask of a value only what plain data, or a class of its own, can say."""
-        for kind in CARRIED:
-            self.attributes.update(dir(kind))
-        known = {name for name in self.attributes if name[:2] != "__"}
-        known |= self.bound | self.entry | {"__init__"}
-        for text in self.constants:  # the fields of a namedtuple are texts
-            known.update(re.findall(r"\w+", text) if isinstance(text, str) else ())
-        for node in self.nodes:
-            match node:
-                case ast.Attribute(value=value, attr=name) if name not in known:
-                    while isinstance(value, ast.Attribute):
-                        value = value.value
-                    if getattr(value, "id", "") not in self.modules:
-                        raise unsupported(f"asks for .{name}, which no plain data has")
-                case ast.Call(func=ast.Name(id=name) | ast.Call(func=ast.Name(id=name)) as func):
-                    maker = name if isinstance(func, ast.Call) else self.results.get(name)
-                    if maker in self.entry | {"candidate"}:
-                        raise unsupported("calls what the program returned")
+    def evaluate(text, *spaces):
+        return eval(text, *(spaces or (space,))) if text in test.constants else compute(text)
+
+    space = {"__name__": "tests", "__builtins__": vars(builtins) | {"eval": evaluate}}
+    try:
+        exec(compile(setup, "setup.py", "exec", dont_inherit=True), space)
+    except Exception as error:
+        raise unsupported(f"needs more than its setup: {error!r}") from None
+    test.check_names(space)
+    test.check_values()
+    name = entry or min(test.entry)
+
+    def candidate(*args, **named):
+        return program.call(name, args, named)
+
+    *classes, last = name.split(".")
+    if classes:
+        space[classes[0]] = lambda: types.SimpleNamespace(**{last: candidate})
+    if not (is_check and hasattr(builtins, last)):  # where `candidate` is given, sorted is sorted
+        space[last] = candidate
+    exec(test.code, space)
+    if is_check and not callable(space.get("check")):
+        raise unsupported("defines no check(candidate)")
+    if is_check:
+        space["check"](candidate)
+
+
+def compute(text):
+    """`eval` in test code: its text may come from an answer, so only literals and arithmetic."""
+    tree = ast.parse(text.strip(), mode="eval")
+    kinds = (ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.UnaryOp)
+    kinds += (ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.operator, ast.unaryop, ast.boolop)
+    for node in ast.walk(tree):
+        if not isinstance(node, (*kinds, ast.cmpop, ast.expr_context)):
+            raise ValueError(f"eval() of more than arithmetic: {type(node).__name__}")
+    return eval(compile(tree, "eval", "eval"), {"__builtins__": {}})
 
 
 class Program:
@@ -207,8 +185,7 @@ class Program:
         after, so that the limits count from here."""
         known = []
         try:
-            question = (name, args, tuple(named.items()))
-            question = encode(question, known, grow=True, flatten=False)
+            question = encode((name, args, tuple(named.items())), known, flatten=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise unsupported(f"passes what is no plain data: {error}") from None
         answer = None
@@ -243,78 +220,6 @@ def error_of(kind, args="("):
     return error
 
 
-def compute(text):
-    """`eval` in test code: its text may come from an answer, so only literals and arithmetic."""
-    tree = ast.parse(text.strip(), mode="eval")
-    kinds = (ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.UnaryOp)
-    kinds += (ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.operator, ast.unaryop, ast.boolop)
-    for node in ast.walk(tree):
-        if not isinstance(node, (*kinds, ast.cmpop, ast.expr_context)):
-            raise ValueError(f"eval() of more than arithmetic: {type(node).__name__}")
-    return eval(compile(tree, "eval", "eval"), {"__builtins__": {}})
-
-
-def run_case(case, job, program):
-    """One case -> (word, message). An AssertionError of the test is a wrong answer; an exception
-    that the program raised and the test did not expect is a runtime error."""
-    Verdict.last = None
-    word, message = "pass", ""
-    try:
-        run_test_code(case, job, program)
-    except BaseException as error:
-        kind = getattr(error, "from_program", None)
-        words = {"MemoryError": "memory", "PermissionError": "sandbox_violation"}
-        word = words.get(kind, "runtime_error") if kind else "wrong_answer"
-        message = f"{type(error).__name__}: {error}"
-    word, message = Verdict.last or (word, message)
-    return word, message[:500].encode("ascii", "replace").decode()
-
-
-def run_test_code(case, job, program):
-    """The test code sees its own names, its setup's, builtins, and the stand-in."""
-    is_check, setup, entry = "check" in case, job["setup"], job["entry"]
-    test = TestCode(case["check" if is_check else "assert"], setup, entry)
-
-    def evaluate(text, *spaces):
-        return eval(text, *(spaces or (space,))) if text in test.constants else compute(text)
-
-    space = {"__name__": "tests", "__builtins__": vars(builtins) | {"eval": evaluate}}
-    try:
-        exec(compile(setup, "setup.py", "exec", dont_inherit=True), space)
-    except Exception as error:
-        raise unsupported(f"needs more than its setup: {error!r}") from None
-    test.define(space)
-    test.check_values()
-    name = entry or min(test.entry)
-
-    def candidate(*args, **named):
-        return program.call(name, args, named)
-
-    *classes, last = name.split(".")
-    if classes:
-        space[classes[0]] = lambda: types.SimpleNamespace(**{last: candidate})
-    if not (is_check and hasattr(builtins, last)):  # where `candidate` is given, sorted is sorted
-        space[last] = candidate
-    exec(test.code, space)
-    if is_check and not callable(space.get("check")):
-        raise unsupported("defines no check(candidate)")
-    if is_check:
-        space["check"](candidate)
-
-
-def run_tests(job, module):
-    """Write "ready" and then [word, message] for each case, a line each -> the exit code."""
-    program = Program(job["limit"])
-    if program.ready:
-        write_line(3, json.dumps("ready"))
-        for case in job["cases"]:
-            word, message = run_case(case, job, program)
-            write_line(3, json.dumps([word, message]))
-            if word in ("dead", "output_limit") or (word != "pass" and job["stop_early"]):
-                break
-    return 0
-
-
 def write_line(fd, text):
     data = text.encode("ascii", "replace") + b"\n"
     while data:
@@ -322,7 +227,8 @@ def write_line(fd, text):
 
 
 def read_line(fd, left, limit):
-    """A line from a socket; None at its end, or if it is too long. `left` holds what came after."""
+    """A line from a file or socket; None at its end, or if it is too long. `left` holds what came
+    after."""
     while (end := left.find(b"\n")) < 0:
         part = os.read(fd, 1 << 16)
         if not part or len(left) > limit:
@@ -334,58 +240,211 @@ def read_line(fd, left, limit):
 
 
 # --------------------------------------------------------------------------------------------------
+# what test code needs
+
+
+class TestCode:
+    """A test's text, its setup's included: the names it binds and reads, the modules it imports,
+    and whether it needs more than plain data; then an unsupported Verdict is raised."""
+
+    def __init__(self, source, setup, entry):
+        try:
+            trees = [ast.parse(setup), ast.parse(source)]
+            self.code = compile(trees[1], "tests.py", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise unsupported(f"does not compile: {error}") from None
+        self.entry = set(entry.split(".")) if entry else set()
+        self.nodes = [node for tree in trees for node in ast.walk(tree)]
+        self.constants = {node.value for node in self.nodes if isinstance(node, ast.Constant)}
+        self.modules = {}  # imported name -> the module that it comes from
+        self.bound, self.read, asked = {"__name__"}, set(), set()
+        for node in self.nodes:
+            match node:
+                case ast.Name(id=name, ctx=ast.Load()):
+                    self.read.add(name)
+                case ast.Attribute(attr=name, ctx=ast.Load()):
+                    asked.add(name)
+                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+                    self.bound.add(name)
+                case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                    self.bound.add(node.name)
+                case ast.ExceptHandler(name=name) | ast.MatchAs(name=name):
+                    self.bound.add(name)
+                case ast.Import(names=names) | ast.ImportFrom(names=names):
+                    asked.update(alias.name for alias in names)
+                    self.take(node)
+        banned = (self.read - self.bound) & BANNED | (asked - self.bound) & BANNED_ATTRIBUTES
+        for name in self.read & set(self.modules):
+            if self.modules[name].split(".")[0] not in MODULES:
+                banned.add(name)
+        if banned:
+            raise unsupported(f"uses {', '.join(sorted(banned))}: not plain data alone")
+
+    def take(self, node):
+        """Try an import of the test, and note the names that it gives."""
+        found = {}
+        try:
+            exec(compile(ast.Module([node], []), "tests.py", "exec"), found)
+        except Exception as error:
+            raise unsupported(f"cannot {ast.unparse(node)}: {error}") from None
+        modules = {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+        for name in set(found) - {"__builtins__"}:
+            self.modules[name] = getattr(node, "module", None) or modules[name]
+
+    def check_names(self, space):
+        """Find the entry point, if none is known: the only function that is called and that nothing
+        but the program can define. No other such name may be read."""
+        missing = self.read - self.bound - set(self.modules) - set(space) - set(dir(builtins))
+        for name in missing & sys.stdlib_module_names - self.entry:  # never the program's `math`
+            space[name] = importlib.import_module(name)
+            self.modules[name] = name
+        missing -= set(self.modules) | self.entry
+        called = {getattr(node.func, "id", "") for node in self.nodes if isinstance(node, ast.Call)}
+        if not self.entry and len(missing) == 1 and missing <= called:
+            self.entry, missing = missing, set()
+        if missing:
+            raise unsupported(f"uses {', '.join(sorted(missing))}, which only the program defines")
+        if not self.entry:
+            raise unsupported("calls no function of the program")
+        (name, *more) = self.entry
+        if not more and name[0].isupper() and "_" not in name and name not in self.bound:
+            raise unsupported(f"needs the program's class {name}")
+
+    def check_values(self):
+        """The test may ask of a value only what plain data, or a class of its own, can say."""
+        kinds = list(CARRIED)
+        for module in set(self.modules.values()):
+            if module.split(".")[0] in CARRIED_MODULES:
+                kinds += [v for v in vars(sys.modules[module]).values() if isinstance(v, type)]
+        known = {name for kind in kinds for name in dir(kind) if name[:2] != "__"}
+        known |= self.bound | self.entry | {"__init__"}
+        for text in self.constants:  # the fields of a namedtuple are texts
+            known.update(re.findall(r"\w+", text) if isinstance(text, str) else ())
+        functions, results = self.entry | {"candidate"}, set()
+        for node in self.nodes:
+            match node:
+                case ast.Attribute(value=value, attr=name) if name not in known:
+                    while isinstance(value, ast.Attribute):
+                        value = value.value
+                    if getattr(value, "id", "") not in self.modules:
+                        raise unsupported(f"asks for .{name}, which no plain data has")
+                case ast.Assign(
+                    targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id=function))
+                ) if function in functions:
+                    results.add(name)
+        for node in self.nodes:
+            match node:
+                case ast.Call(func=ast.Call(func=ast.Name(id=name))) if name in functions:
+                    raise unsupported("calls what the program returned")
+                case ast.Call(func=ast.Name(id=name)) if name in results:
+                    raise unsupported("calls what the program returned")
+
+
+# --------------------------------------------------------------------------------------------------
 # values as text: plain data only, by exact type. Tokens are separated by tabs; what holds others
 # opens with a token of its own and ends with "]".
+
+
+class NotPlain(TypeError):
+    """A value that is no plain data."""
 
 
 class Token(str):
     """Text that stands for itself in what is encoded."""
 
 
+MAX_DEPTH = 10_000  # of containers in containers; one that holds itself is deeper
 CLOSE = Token("]")
 MUTABLE = {"[": list, "<": set, "{": dict, "{Counter": Counter, "{OrderedDict": OrderedDict}
 MUTABLE |= {"[deque": deque, "{defaultdict": defaultdict}
 OPENING = {kind: token for token, kind in MUTABLE.items()} | {tuple: "(", frozenset: "<<"}
 BASES = {int: int.__int__, float: float.__float__, str: str.__str__, dict: dict.items}
 BASES |= {kind: kind.__iter__ for kind in (list, tuple, set, frozenset)}
+BUILTIN_CLASSES = {k: kind for k, kind in vars(builtins).items() if isinstance(kind, type)}
+BUILTIN_CLASSES["NoneType"] = type(None)
 
 
-def builder(module, name):
-    """A function of a module that is imported when it is first needed."""
-    return lambda *parts: getattr(importlib.import_module(module), name)(*parts)
+def builtin_name(kind):
+    """The name of a built-in class, "" for anything else."""
+    name = getattr(kind, "__name__", "")
+    return name if BUILTIN_CLASSES.get(name) is kind else ""
 
 
-def plain_type(name):
-    kind = type(None) if name == "NoneType" else vars(builtins)[name]
-    if not isinstance(kind, type):
-        raise ValueError(f"{name} is no type")
-    return kind
-
-
-def type_parts(kind):
-    return [kind.__name__] if plain_type(kind.__name__) is kind else []
+def run_coroutine(value):
+    return importlib.import_module("asyncio").run(value)  # costs more than most programs
 
 
 async def awaited(value):
     return value
 
 
-run_coroutine = builder("asyncio", "run")
-# class -> (value -> parts, parts -> value); of an iterator all is taken at once
+# class -> (value -> parts, parts -> value); of an iterator of any class all is taken at once
 RICH = {
-    "builtins.bytes": (lambda value: [value.hex()], bytes.fromhex),
-    "builtins.bytearray": (lambda value: [value.hex()], bytearray.fromhex),
-    "builtins.complex": (lambda value: [value.real, value.imag], complex),
-    "builtins.type": (type_parts, plain_type),
-    "builtins.range": (lambda value: [value.start, value.stop, value.step], range),
-    "builtins.dict_keys": (list, lambda *parts: dict.fromkeys(parts).keys()),
-    "builtins.dict_values": (list, lambda *parts: dict(enumerate(parts)).values()),
-    "builtins.dict_items": (list, lambda *parts: dict(parts).items()),
-    "builtins.coroutine": (lambda value: [run_coroutine(value)], awaited),
-    "iterator": (lambda value: list(itertools.islice(value, 1 << 20)), lambda *parts: iter(parts)),
-    "fractions.Fraction": (lambda value: [str(value)], builder("fractions", "Fraction")),
-    "decimal.Decimal": (lambda value: [str(value)], builder("decimal", "Decimal")),
+    bytes: (lambda value: [value.hex()], bytes.fromhex),
+    bytearray: (lambda value: [value.hex()], bytearray.fromhex),
+    complex: (lambda value: [value.real, value.imag], complex),
+    range: (lambda value: [value.start, value.stop, value.step], range),
+    Fraction: (lambda value: [str(value)], Fraction),
+    Decimal: (lambda value: [str(value)], Decimal),
+    type({}.keys()): (list, lambda *parts: dict.fromkeys(parts).keys()),
+    type({}.values()): (list, lambda *parts: dict(enumerate(parts)).values()),
+    type({}.items()): (list, lambda *parts: dict(parts).items()),
+    type: (lambda value: [builtin_name(value)], BUILTIN_CLASSES.__getitem__),
+    types.CoroutineType: (lambda value: [run_coroutine(value)], awaited),
+    types.GeneratorType: (
+        lambda value: list(itertools.islice(value, 1 << 20)),
+        lambda *parts: iter(parts),
+    ),
 }
+BUILD = {f"@{kind.__name__}": build for kind, (_, build) in RICH.items()}
+BUILD |= {"(": lambda *items: items, "<<": lambda *items: frozenset(items)}
+
+
+def encode(value, known=None, compare=False, flatten=True):
+    """A value -> tokens, separated by tabs. NotPlain if it is no plain data.
+
+    compare=True gives equal text for values that are equal in Python or in JSON, as far as order
+    and class go (see `same_text`); without it `decode` gives the value back.
+    `known` are the lists, sets and dicts that both sides have, in the order in which they were
+    first sent; those met here join it. "=3" stands before one that was sent in another text, "#3"
+    for one that is in this text already. flatten=False refuses instances of classes of the test's
+    own.
+
+    >>> encode((1, {2: "x"})).split("\\t")
+    ['(', '1', '{', '2', '"x"', ']', ']']
+    """
+    known = [] if known is None else known
+    numbers, sent = {id(item): number for number, item in enumerate(known)}, set()
+    out, pending, depth = [], [value], 0
+    while pending:
+        item = pending.pop()
+        kind = type(item)
+        if kind is Token:
+            out.append(item)
+            depth -= item is CLOSE
+            continue
+        if (text := scalar(item, kind)) is not None:
+            out.append(text)
+            continue
+        if OPENING.get(kind) in MUTABLE and not compare:
+            number = numbers.setdefault(id(item), len(known))
+            if number in sent:
+                out.append(f"#{number}")
+                continue
+            sent.add(number)
+            if number < len(known):
+                out.append(f"={number}")
+            else:
+                known.append(item)
+        head, items = opened(item, kind, compare, flatten)
+        if head is not None:
+            out.append(head)
+            pending.append(CLOSE)
+            depth += 1
+        if depth > MAX_DEPTH:
+            raise NotPlain("a value that holds itself, or is nested too deeply")
+        pending.extend(reversed(items))
+    return "\t".join(out)
 
 
 def scalar(value, kind):
@@ -403,36 +462,33 @@ def scalar(value, kind):
 
 def opened(value, kind, compare, flatten):
     """(opening token, items) of a value that holds others; (None, [other]) if it stands for another
-    value; None if it is no plain data."""
-    if kind is list or kind is tuple or kind is deque:
+    value; NotPlain if it is no plain data."""
+    if kind in (list, tuple, deque):
         return OPENING[kind], list(value)
-    if kind is set or kind is frozenset:
+    if kind in (set, frozenset):
         return ("<", in_order(value)) if compare else (OPENING[kind], list(value))
+    if kind in OPENING and compare:
+        return "{", keyed(value)
     if kind in OPENING:
-        if compare:
-            return "{", keyed(value)
         token = OPENING[kind]
         if kind is defaultdict:
-            factory = value.default_factory
-            name = getattr(factory, "__name__", "")
-            is_plain = isinstance(factory, type) and vars(builtins).get(name) is factory
-            token = f"{token} {name}" if is_plain else "{"
+            name = builtin_name(value.default_factory)
+            token = f"{token} {name}" if name else "{"
         return token, [item for pair in dict.items(value) for item in pair]
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
         return None, [value.tolist()]
-    name = f"{kind.__module__}.{kind.__name__}"
-    if compare and name in ("fractions.Fraction", "decimal.Decimal"):
+    if compare and kind in (Fraction, Decimal):
         return None, [int(value) if value == value // 1 else float(value)]
-    if compare and name in ("builtins.dict_keys", "builtins.dict_items"):
+    if compare and kind in (type({}.keys()), type({}.items())):
         return None, [set(value)]
     if hasattr(kind, "__next__") and not compare:
-        name = "iterator"
-    if name in RICH:
-        return "@" + name, RICH[name][0](value)
+        kind = types.GeneratorType
+    if kind in RICH and not (kind is type and not builtin_name(value)):
+        return f"@{kind.__name__}", RICH[kind][0](value)
     for base, read in BASES.items():  # the base's methods: a subclass runs none of its own
         if flatten and base in kind.__mro__:
             return None, [base(read(value))]
-    return None
+    raise NotPlain(f"{kind.__name__} is not plain data")
 
 
 def in_order(items):
@@ -456,57 +512,10 @@ def sortable(value):
     return {"true": "1", "false": "0"}.get(text, text).strip('"'), text
 
 
-def encode(value, known=None, grow=False, compare=False, flatten=True, seen=()):
-    """A value -> tokens, separated by tabs. TypeError if it is no plain data.
-
-    compare=True gives equal text for values that are equal in Python or in JSON, as far as order
-    and class go (see `same_text`); without it `decode` gives the value back.
-    `known` numbers lists, sets and dicts that both sides have: "=3" before one of them, "#3" for
-    one that was before, or that is `seen`. grow=True numbers those that are met. flatten=False
-    refuses instances of the test's own classes.
-
-    >>> encode((1, {2: "x"})).split("\\t")
-    ['(', '1', '{', '2', '"x"', ']', ']']
-    """
-    out, path, inside, pending = [], [], set(), [value]
-    numbers, seen = {id(item): i for i, item in enumerate(known or ())}, set(seen)
-    while pending:
-        item = pending.pop()
-        kind = type(item)
-        if kind is Token:
-            out.append(item)
-            if item is CLOSE:
-                inside.discard(id(path.pop()))
-            continue
-        if (text := scalar(item, kind)) is not None:
-            out.append(text)
-            continue
-        if grow and OPENING.get(kind) in MUTABLE and id(item) not in numbers:
-            numbers[id(item)] = len(known)
-            known.append(item)
-        if (number := numbers.get(id(item))) is not None:
-            out.append(f"#{number}" if number in seen else f"={number}")
-            if number in seen:
-                continue
-            seen.add(number)
-        if id(item) in inside:
-            raise TypeError("a value that holds itself")
-        if not (found := opened(item, kind, compare, flatten)):
-            raise TypeError(f"{kind.__name__} is not plain data")
-        head, items = found
-        if head is not None:
-            out.append(head)
-            path.append(item)  # kept alive: another object must not get its id
-            inside.add(id(item))
-            pending.append(CLOSE)
-        pending.extend(reversed(items))
-    return "\t".join(out)
-
-
 def decode(text, known=None):
-    """What `encode` made -> the value; an exception if it made no such text. A numbered container
-    that `known` holds is filled anew, another joins it."""
-    stack, number = [("", [], None)], None
+    """What `encode` made -> the value; an exception if it made no such text. A container that
+    `known` holds is filled anew, a new one joins it."""
+    stack, number, known = [("", [], None)], None, [] if known is None else known
     for token in text.split("\t"):
         head = token[:1]
         if token == CLOSE:
@@ -516,22 +525,20 @@ def decode(text, known=None):
             continue
         elif head and head in "[({<@":
             kind, _, option = token.partition(" ")
-            container = MUTABLE[kind]() if kind in MUTABLE else None
-            if option:
-                container.default_factory = plain_type(option)
-            if number is not None and number == len(known):
+            container = None
+            if kind in MUTABLE and number is not None:
+                container, number = known[number], None
+            elif kind in MUTABLE:
+                container = MUTABLE[kind](*map(BUILTIN_CLASSES.__getitem__, option.split()))
                 known.append(container)
-            elif number is not None:
-                if type(known[number]) is not type(container):
-                    raise ValueError("a container became another")
-                container = known[number]
-            stack.append((token, [], container))
-            number = None
+            stack.append((kind, [], container))
             continue
         elif head == "#":
             value = known[int(token[1:])]
         elif head == '"':
-            value = json.loads(token)
+            value, end = json.decoder.scanstring(token, 1)  # without a builtin of the program's
+            if end != len(token):
+                raise ValueError(f"{token} is no text")
         elif head in "ntf" and token != "nan":
             value = {"null": None, "true": True, "false": False}[token]
         elif "x" in token:
@@ -545,13 +552,11 @@ def decode(text, known=None):
 
 def built(token, items, container):
     """The value of an opening token and its items; a container is filled with them."""
-    if container is not None:
-        container.clear()
-        if token[0] == "{":
-            dict.update(container, zip(items[::2], items[1::2], strict=True))
-        else:
-            (container.update if token == "<" else container.extend)(items)
-        return container
-    if token[0] == "@":
-        return RICH[token[1:]][1](*items)
-    return {"(": tuple, "<<": frozenset}[token](items)
+    if container is None:
+        return BUILD[token](*items)
+    container.clear()
+    if token[0] == "{":
+        dict.update(container, zip(items[::2], items[1::2], strict=True))
+    else:
+        (container.update if token == "<" else container.extend)(items)
+    return container

@@ -193,12 +193,11 @@ def put_on_layers(options):
     """Everything that holds for all programs of this server, once. Returns what each program still
     needs."""
     active, notes = ["rlimits"], {name: "switched off" for name in options["without"]}
-    layers = {"active": active, "notes": notes, "basic": options["basic"], "landlock": None}
-    layers["null"], layers["started"] = os.open(os.devnull, os.O_RDONLY), mmap.mmap(-1, 2)
-    layers["pid"], layers["libc"] = os.getpid(), None
+    layers = {"active": active, "notes": notes, "landlock": None, "libc": None}
+    layers |= {"basic": options["basic"], "pid": os.getpid(), "started": mmap.mmap(-1, 2)}
     if "rlimits" in notes:
         active.remove("rlimits")
-    if options["portable"]:
+    if sys.platform != "linux":
         return layers
     layers["libc"] = libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
@@ -220,6 +219,13 @@ def put_on_layers(options):
     return layers
 
 
+def done(result, what):
+    """What a system call returned; OSError if it failed."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), what)
+    return result
+
+
 def drop_capabilities(libc):
     """Forbids what root may: to raise limits, to step over file permissions."""
     for capability in range(64):
@@ -229,36 +235,28 @@ def drop_capabilities(libc):
 
 def no_new_privileges(libc):
     """Forbids to gain rights by executing something; the next two layers need it."""
-    if libc.prctl(38, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS")
+    done(libc.prctl(38, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
 
 
 def landlock(libc, readable, most):
     """Forbids every file but those below `readable`, and those for reading only. Returns the ABI,
     the kernel's or `most`. Below 3 it does not govern truncation."""
     abi = libc.syscall(444, None, ctypes.c_size_t(0), 1)  # LANDLOCK_CREATE_RULESET_VERSION
-    if abi < 1:
-        raise OSError(ctypes.get_errno(), "no Landlock in this kernel")
-    abi = min(abi, most)
+    abi = min(done(abi, "no Landlock in this kernel"), most)
     rights = (1 << (13 + (abi >= 2) + (abi >= 3))) - 1 | ((1 << 15) if abi >= 5 else 0)
     # It grew with the ABI, and an older kernel refuses unknown bits: files, then TCP, then abstract
     # sockets and signals.
     attr = struct.pack("<QQQ", rights, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]
-    ruleset = libc.syscall(444, attr, ctypes.c_size_t(len(attr)), 0)  # landlock_create_ruleset
-    if ruleset < 0:
-        raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
-    for path in readable:
-        try:
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            continue
-        right = 4 | 8 if os.path.isdir(path) else 4 | 2 * (path == os.devnull)
+    ruleset = libc.syscall(444, attr, ctypes.c_size_t(len(attr)), 0)
+    done(ruleset, "landlock_create_ruleset")
+    for path in filter(os.path.exists, readable):
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         # READ_FILE 4, READ_DIR 8, WRITE_FILE 2
-        if libc.syscall(445, ruleset, 1, struct.pack("<Qi", right, fd), 0):
-            raise OSError(ctypes.get_errno(), f"landlock_add_rule {path}")
+        right = 4 | 8 if os.path.isdir(path) else 4 | 2 * (path == os.devnull)
+        rule = libc.syscall(445, ruleset, 1, struct.pack("<Qi", right, fd), 0)
+        done(rule, f"landlock_add_rule {path}")
         os.close(fd)
-    if libc.syscall(446, ruleset, 0):
-        raise OSError(ctypes.get_errno(), "landlock_restrict_self")
+    done(libc.syscall(446, ruleset, 0), "landlock_restrict_self")
     os.close(ruleset)
     return abi
 
@@ -279,28 +277,23 @@ def limit_resources(memory, cpu_s, output, basic):
 
 
 def prepare_seccomp(libc):
-    """Forbids every system call but those below. The filter is made here and put on by each
-    program's process, whose number it then holds. Returns (filter, where the number goes, what
-    prctl takes)."""
+    """Forbids every system call but those below. Returns the filter, which each program's process
+    puts on."""
     if os.uname().machine != "x86_64":
         raise OSError(0, f"no system call table for {os.uname().machine}")
     if libc.prctl(39, 0, 0, 0, 0) != 1:  # PR_GET_NO_NEW_PRIVS
         raise OSError(0, "needs no_new_privs")
-    code, spots = seccomp_filter()
+    if libc.prctl(22, 2, 0, 0, 0) == 0 or ctypes.get_errno() != 14:  # EFAULT: it knows filters
+        raise OSError(ctypes.get_errno(), "no seccomp filters in this kernel")
+    return seccomp_filter()
+
+
+def put_on_seccomp(libc, code):
+    code = code.replace(struct.pack("<I", PID), struct.pack("<I", os.getpid()))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
     program = ctypes.create_string_buffer(program)
-    if libc.prctl(22, 2, 0, 0, 0) == 0 or ctypes.get_errno() != 14:  # EFAULT: it knows filters
-        raise OSError(ctypes.get_errno(), "no seccomp filters in this kernel")
-    return buffer, spots, program
-
-
-def put_on_seccomp(libc, prepared):
-    buffer, spots, program = prepared
-    for at in spots:  # "kill" and its kin only with the program's own number
-        struct.pack_into("<I", buffer, at, os.getpid())
-    if libc.prctl(22, 2, ctypes.addressof(program), 0, 0):
-        raise OSError(ctypes.get_errno(), "seccomp")
+    done(libc.prctl(22, 2, ctypes.addressof(program), 0, 0), "seccomp")
 
 
 # name:number, from the kernel's asm/unistd_64.h of x86_64. Everything else, fork, execve, socket,
@@ -325,7 +318,7 @@ timerfd_gettime:287 eventfd2:290 epoll_create1:291 dup3:292 pipe2:293 getcpu:309
 membarrier:324 copy_file_range:326 statx:332 rseq:334 close_range:436 faccessat2:439 arch_prctl:158
 """
 ALL = 0xFFFFFFFF
-PID = None  # stands for the program's own process number
+PID = 0xBBCCDDEE  # stands for the program's own process number
 READING = [0, 1, 2, 0x201, 0x202]  # O_TRUNC 0x200 only where Landlock sees a writer: 1 or 2
 # name:number -> (argument, mask, values): what is left of the argument must be among them
 CHECKED = {
@@ -351,9 +344,8 @@ def syscall_number(entry):
 
 
 def seccomp_filter():
-    """The filter as bytes, and the byte offsets where the program's own process number goes after
-    the fork."""
-    code, spots = [], []
+    """The filter as bytes, with PID in it."""
+    code = []
     allow, eperm, enosys, kill = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 
     def ins(op, value, yes=0, no=0):
@@ -384,12 +376,11 @@ def seccomp_filter():
             ins(load, 16 + 8 * argument)
             ins(bit_and, mask)
             for i, value in enumerate(values):
-                spots += [8 * len(code) + 4] * (value is PID)
-                ins(eq, value or 0, len(values) - i, 0)
+                ins(eq, value, len(values) - i, 0)
             ins(ret, eperm)
         ins(ret, allow)
     ins(ret, eperm)
-    return b"".join(code), spots
+    return b"".join(code)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -404,7 +395,8 @@ def child(mode, index, fds, request, layers):
         # Out of the way first: a received number may be one that the next dup2 overwrites.
         job_fd, *fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]
         job = json.loads(os.pread(job_fd, os.fstat(job_fd).st_size, 0))
-        for fd, target in zip([layers["null"], *fds], (0, *TARGETS[mode])):
+        null = os.open(os.devnull, os.O_RDONLY)
+        for fd, target in zip([null, *fds], (0, *TARGETS[mode])):
             os.dup2(fd, target)
         os.closerange(max(TARGETS[mode]) + 1, 1 << 16)
         if "rlimits" in layers["active"]:

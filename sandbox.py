@@ -176,7 +176,7 @@ for _ in range(400): threading.Thread(target=time.sleep, args=(0.2,), daemon=Tru
 time.sleep(0.2)
 """
 LAYERS = ("rlimits", "no_new_privs", "seccomp", "landlock")
-PORTABLE = sys.platform != "linux"
+ON_LINUX = sys.platform == "linux"
 _warned = False
 
 
@@ -185,22 +185,21 @@ class Sandbox:
     between threads, not with a forked process. `level` None is strict on Linux, basic elsewhere.
 
     Raises SandboxError if level "strict" cannot be had. For tests: `without` switches layers off,
-    `landlock_abi` is the highest ABI to use, `portable` uses nothing that only Linux has.
+    `landlock_abi` is the highest ABI to use.
     """
 
-    def __init__(self, workers=None, level=None, without=(), landlock_abi=99, portable=PORTABLE):
-        level = level or ("basic" if portable else "strict")
+    def __init__(self, workers=None, level=None, without=(), landlock_abi=99):
+        level = level or ("strict" if ON_LINUX else "basic")
         if level not in ("strict", "basic"):
             raise SandboxError(f"--sandbox {level}: expected strict or basic")
-        if confined.resource is None or (portable and level == "strict"):
+        if confined.resource is None or (level == "strict" and not ON_LINUX):
             system = platform.system()
             raise SandboxError(f"level strict needs Linux, this is {system}; use --sandbox basic")
         self.level, self.closed, self.owner = level, False, os.getpid()
         self.count = workers or (os.cpu_count() or 1)
         if not workers and hasattr(os, "sched_getaffinity"):
             self.count = len(os.sched_getaffinity(0))
-        options = {"basic": level == "basic", "without": list(without), "portable": portable}
-        options["landlock_abi"] = landlock_abi
+        options = {"basic": level == "basic", "without": without, "landlock_abi": landlock_abi}
         self.all = [Worker(options) for _ in range(self.count)]
         self.free = queue.LifoQueue()  # the last used is the warmest
         for worker in self.all:
@@ -285,16 +284,15 @@ class Sandbox:
         limits = limits or Limits()
         if seconds := tests.time_limit:
             limits = Limits(2 * seconds, seconds, limits.memory_mb, limits.output_mb)
-        result = self._grade(code, tests, limits, stop_early)
-        for _ in range(repeat - 1):
-            if not result.passed:
-                break
-            again = self._grade(code, tests, limits, stop_early)
-            again.cpu_s, again.wall_s = again.cpu_s + result.cpu_s, again.wall_s + result.wall_s
-            if not again.passed:
-                again.detail = f"flaky: passed once, then {again.detail}"
-            result = again
-        return result
+        results = []
+        while len(results) < repeat and all(result.passed for result in results):
+            results.append(self._grade(code, tests, limits, stop_early))
+        last = results[-1]
+        last.cpu_s = sum(result.cpu_s for result in results)
+        last.wall_s = sum(result.wall_s for result in results)
+        if len(results) > 1 and not last.passed:
+            last.detail = f"flaky: passed once, then {last.detail}"
+        return last
 
     def _usable(self):
         if os.getpid() != self.owner:
@@ -348,12 +346,12 @@ def warn_once(text):
     _warned = True
 
 
-SHAPES = {  # what a case of a kind holds, one way or the other
-    "stdin": [{"input": "text", "output": "text"}],
-    "call": [{"args": "list", "expected": "value"}, {"args": "list", "any_of": "list"}],
-    "assert": [{"assert": "text"}, {"check": "text"}],
+SHAPES = {  # the keys of a case, one way or the other
+    "stdin": ["input, output"],
+    "call": ["args, expected", "args, any_of"],
+    "assert": ["assert", "check"],
 }
-WORDS = {"text": str, "list": list | tuple, "value": object}
+TYPES = {"args": list | tuple, "any_of": list | tuple, "expected": object}  # the rest are texts
 
 
 def as_tests(tests):
@@ -368,14 +366,10 @@ def as_tests(tests):
     if tests.kind not in SHAPES:
         raise ValueError(f"tests.kind is {tests.kind!r}, expected stdin, call or assert")
     for i, case in enumerate(cases):
-        keys = case if isinstance(case, dict) else {}
-        shapes = SHAPES[tests.kind]
-        if not any(
-            all(key in keys and isinstance(keys[key], WORDS[word]) for key, word in shape.items())
-            for shape in shapes
-        ):
-            wanted = [[f"{key!r} ({word})" for key, word in shape.items()] for shape in shapes]
-            wanted = " or ".join(map(" and ".join, wanted))
+        keys, shapes = case if isinstance(case, dict) else {}, SHAPES[tests.kind]
+        fit = {key for key in keys if isinstance(keys[key], TYPES.get(key, str))}
+        if not any(fit.issuperset(shape.split(", ")) for shape in shapes):
+            wanted = f"{' or '.join(shapes)} (args and any_of are lists, the rest texts)"
             raise ValueError(f"tests.cases[{i}] is {reprlib.repr(case)}, expected {wanted}")
     for name in ("entry_point", "setup"):
         if not isinstance(value := getattr(tests, name), str | None):

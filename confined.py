@@ -72,9 +72,9 @@ def serve(control, layers, caller):
     """Fork a program for every request. File descriptors pass through unread."""
     report = {key: layers[key] for key in ("active", "notes", "landlock")}
     control.sendall(json.dumps(report).encode() + b"\n")
-    ended, signals = socket.socketpair()  # what is sent here wakes `watch` when a process ends
-    signals.setblocking(False)
-    signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
+    ended, signals = os.pipe()  # what a signal writes here wakes `watch` when a process ends
+    os.set_blocking(signals, False)
+    signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     gc.collect()
     gc.freeze()  # or the first collection in each child would copy every page
@@ -143,8 +143,8 @@ def watch(pids, control, ended, request, progress, caller):
 
     while not rows[-1]:
         ready = [fd for fd, _ in poller.poll(20)]
-        if ended.fileno() in ready:
-            ended.recv(100)
+        if ended in ready:
+            os.read(ended, 100)
         for i, row in enumerate(rows):
             row or reap(i, os.WNOHANG)
         if rows[-1]:

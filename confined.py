@@ -1,8 +1,9 @@
 """The server of the sandbox and the programs' processes: a bare interpreter that forks.
 
-`sandbox.py` runs this file once a worker. It reads no code, no input and no output: file
-descriptors pass through it. A forked process puts on its limits and its filter, then compiles and
-runs a program, or answers calls of its functions, or runs test code (`testcode.py`).
+`sandbox.py` runs this file once a worker; it is no command. The server puts on the layers that hold
+for all, then forks a process for every request. It reads no code, no input and no output: file
+descriptors pass through it. A process puts on its limits and its filter, then runs a program, or
+answers calls of the program's functions, or runs test code (`testcode.py`).
 """
 
 import atexit
@@ -23,7 +24,7 @@ import threading
 import time
 import types
 
-from testcode import NotPlain, decode, encode, read_line, run_tests, write_line
+from testcode import FAILURES, NotPlain, decode, encode, read_line, run_tests, write_line
 
 try:
     import fcntl
@@ -43,8 +44,7 @@ TARGETS = {RUN: (1, 2, 0), CALLS: (1, 2, 4, 3), TEST: (1, 2, 4, 3)}
 REQUEST = struct.Struct("<iddddqq")  # mode; CPU, wall; CPU, waiting left; memory, output
 REPLY = struct.Struct("<idqiidqid")  # twice status, CPU, memory, why it was killed; wall
 WALL, CPU, ASKED, THREADS, BROKEN = range(1, 6)  # why it was killed; BROKEN: not confined
-EXIT_SYNTAX, EXIT_MEMORY, EXIT_REFUSED = 97, 98, 99
-EXIT_OF = {"MemoryError": EXIT_MEMORY, "PermissionError": EXIT_REFUSED}
+EXIT_CODES = {"syntax_error": 97, "memory": 98, "sandbox_violation": 99}
 MAX_SOURCE = 1 << 20  # bytes of program text
 MAX_THREADS = 256
 # What programs of contests and textbooks import nearly always; half a program's run time would go
@@ -462,11 +462,11 @@ def load(job, module):
         text = job["code"].removeprefix("\ufeff")
         code = compile(text, "main.py", "exec", dont_inherit=True)
     except MemoryError:
-        return EXIT_MEMORY
+        return EXIT_CODES["memory"]
     except Exception as error:  # also null bytes, lone surrogates, nesting
         text = f"{type(error).__name__}: {error}"
         os.write(2, text.encode("utf-8", "replace")[:2000])
-        return EXIT_SYNTAX
+        return EXIT_CODES["syntax_error"]
     try:
         run_setup(job, module.__dict__)
         for name in job["names"]:
@@ -481,7 +481,7 @@ def load(job, module):
         trace = error.__traceback__.tb_next  # without this file's own frame
         with contextlib.suppress(BaseException):
             sys.excepthook(type(error), error.with_traceback(trace), trace)
-        return EXIT_OF.get(described(error)[0], 1)
+        return EXIT_CODES.get(FAILURES.get(described(error)[0]), 1)
     return None
 
 
@@ -557,7 +557,7 @@ def answer(question, module, space, compare):
             value = function(*args, **dict(named))
         return encode(value, compare=True) if compare else encode((value, *known), known)
     except NotPlain as error:
-        return f"?{error}"
+        return f"?{described(error)[1]}"
     except BaseException as error:
         kind, message = described(error)
         with contextlib.suppress(BaseException):

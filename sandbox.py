@@ -469,7 +469,7 @@ class Judge:
         cpu, cap = sum(run.cpu for run in runs), self.limits.output_mb << 20
         self.cpu, self.wall = self.cpu + cpu, self.wall + runs[0].wall
         self.cpu_left -= cpu
-        self.wait_left -= max(0.0, runs[0].wall - 10 * cpu)
+        self.wait_left -= max(0.0, runs[0].wall - cpu / confined.IDLE)
         runs[0].flooded = max(os.fstat(fd).st_size for fd in fds[1:3]) >= cap
         for run, fd in zip(runs, errors):
             size = os.fstat(fd).st_size

@@ -1,5 +1,7 @@
 """What every file stands on: errors, command lines from dataclasses, whole files, statistics.
 
+A script is two calls of this file:
+
     args = parse_args(Args)    # one flag a field of a dataclass; the comment behind it is its help
     run_cli(main)              # a mistake is one line on stderr and exit code 2; Ctrl-C exits 130
 """

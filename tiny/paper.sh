@@ -59,9 +59,9 @@ one_seed() {
   done <<END
 150 --limit 150
 recipe --group 3 --policy tiny/policy $run/exec-half $run/exec
+epochs-6 --pairs $run/model/pairs.jsonl --epochs 6
 4000 --problems toy:untested+tests
 epochs-1 --pairs $run/model/pairs.jsonl --epochs 1
-epochs-6 --pairs $run/model/pairs.jsonl --epochs 6
 600 --limit 600
 END
   for model in "$run"/model*; do

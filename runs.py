@@ -4,7 +4,7 @@
     run = Run(args, COLUMNS, [("--pairs", "pairs.jsonl")], rank)
     if state := run.load():                  # the same command goes on where it was killed
         run.load_optimizer(model, optimizer)
-    run.save(write_model, model, optimizer, {"step": 1})
+    for step in steps(state or {"step": 0}, 100, 1, save):         # save() calls run.save(...)
 
 Every rank makes the same calls.
 """
@@ -179,11 +179,14 @@ def clip_gradients(model, max_norm):
 # run folders: what the trainers leave behind, and how the same command goes on after a kill
 
 
-@contextlib.contextmanager
-def interruptible():
-    """In `with interruptible() as noted:` Ctrl-C and SIGTERM append the exception to raise to
-    `noted`, so that a trainer can finish the step in flight and save. A second one acts at once."""
-    noted = []
+def steps(state, last, save_every, save):
+    """`for step in steps(...)`: a trainer's steps, from the one after state["step"] up to `last`.
+
+    The body does a step. Then it stands in state["step"], and `save()` follows every so many steps
+    and after the last. After Ctrl-C or SIGTERM on any rank the step in flight is finished and saved
+    before KeyboardInterrupt or Terminated is raised on all; a second signal acts at once.
+    """
+    noted = []  # the exceptions to raise
 
     def note(number, frame):
         noted.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
@@ -194,7 +197,14 @@ def interruptible():
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield noted
+        while state["step"] < last:
+            yield state["step"] + 1
+            state["step"] += 1
+            stop = gather_lists(noted)
+            if state["step"] % save_every == 0 or state["step"] == last or stop:
+                save()
+            if stop:
+                raise stop[0]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -276,6 +286,11 @@ class Run:
         """Appends dicts to samples.jsonl."""
         # ASCII: a line ends where its row ends, whatever a program contains.
         self._append(self.answers, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_result(self, result):
+        """Writes result.json: what was measured at the end."""
+        if self.rank == 0:
+            write_atomic(self.dir / "result.json", json.dumps(result) + "\n")
 
     def _append(self, path, text):
         if self.rank == 0:

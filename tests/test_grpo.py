@@ -1,7 +1,7 @@
-"""Rewards, advantage, loss, update and audit: grpo.py and metrics.py.    pytest tests/test_grpo.py
+"""Rewards, advantage, loss, update and audit: grpo.py and metrics.py. Log-probabilities, padding
+and stop tokens are in test_model.py, ranks in test_ranks.py, going on after a kill in test_runs.py.
 
-Sampled and trained log-probabilities, padding and stop tokens are in test_model.py, means over
-ranks in test_ranks.py, going on after a kill in test_runs.py.
+pytest tests/test_grpo.py
 """
 
 import dataclasses
@@ -94,25 +94,26 @@ def executed(monkeypatch):
     return runs
 
 
-def rewards_of(programs, audit=True, scores=(), **flags):
+def rewards_of(programs, scores=(), **flags):
+    """-> (rewards, verdicts of the reward, verdicts of the audit)."""
     asked, rollouts = [], [Rollout(TESTED, code=code) for code in programs]
     score_many = lambda items: (asked.extend(items), list(scores))[1]  # noqa: E731
-    judges = grpo.Judges(SimpleNamespace(score_many=score_many), None, args(**flags))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpo, "rollout", lambda *_, **__: [rollouts])
-        grpo.answer(None, None, [TESTED], [0], judges, audit=audit)
+    settings = args(**flags)
+    judges = grpo.Judges(SimpleNamespace(score_many=score_many), None, settings)
+    grpo.REWARDS[settings.reward](rollouts, judges)
     assert asked == [("statement", code) for code in programs if code] or not scores
-    return [r.reward for r in rollouts], [r.verdict for r in rollouts]
+    seen = [r.verdict for r in rollouts]
+    grpo.audit([rollouts], None)
+    return [r.reward for r in rollouts], seen, [r.verdict for r in rollouts]
 
 
 def test_rewards_of_the_reward_model(executed):
     programs, scores = ["pass", "wrong_answer", None, "timeout"], [3.0, -30.0, 900.0]
-    rewards, verdicts = rewards_of(programs, reward="rm", scores=scores)
+    rewards, seen, audited = rewards_of(programs, scores)
     softplus = [math.log1p(math.exp(3.0)), math.exp(-30.0), 0.0, 900.0]
     assert rewards == pytest.approx(softplus, rel=1e-5) and rewards[1] > 0
-    assert verdicts == ["pass", "wrong_answer", "invalid", "timeout"] and executed == [(6, True)]
-    raw = rewards_of(programs, reward="rm", shaping="raw", scores=scores, audit=False)
-    assert raw == ([3.0, -30.0, 0.0, 900.0], [None] * 4) and len(executed) == 1
+    assert seen == [None] * 4 and audited == ["pass", "wrong_answer", "invalid", "timeout"]
+    assert rewards_of(programs, scores, shaping="raw")[0] == [3.0, -30.0, 0.0, 900.0]
 
 
 def test_rewards_of_tests(executed):
@@ -123,13 +124,13 @@ def test_rewards_of_tests(executed):
 
 
 def test_a_reward_that_sees_few_tests_is_audited_with_all(executed):
-    assert rewards_of(["pass"], reward="exec", reward_tests=2) == ([1.0], ["pass"])
-    assert executed == [(2, True), (6, True)]
+    found = rewards_of(["pass"], reward="exec", reward_tests=2)
+    assert found == ([1.0], [None], ["pass"]) and executed == [(2, True), (6, True)]
     few = []
     for seed in (0, 0, 1):
         judges = grpo.Judges(None, None, args(reward_tests=2, seed=seed))
-        (r,) = grpo.run_seen_tests([Rollout(TESTED, code="pass")], judges)
-        few.append(r.problem.tests.cases)
+        ((_, seen),) = grpo.run_seen_tests([Rollout(TESTED, code="pass")], judges)
+        few.append(seen.problem.tests.cases)
     assert few[0] == few[1] != few[2]
 
 
@@ -339,39 +340,33 @@ def test_prompts_are_a_function_of_the_number_alone():
     assert sorted(epochs[0]) == sorted(epochs[1]) == [p.id for p in some] and epochs[0] != epochs[1]
 
 
-def test_refill_draws_prompts_until_enough_groups_carry_a_signal(tiny, monkeypatch):
-    asked, some = [], [Problem(f"p{i}", f"statement {i}") for i in range(50)]
-
+@pytest.mark.parametrize("refill, rounds", [(1, [4, 2]), (9, [4, 2, 1, 1])])
+def test_refill_draws_prompts_until_enough_groups_carry_a_signal(
+    refill, rounds, tmp_path, monkeypatch
+):
     def reward(rollouts, judges):  # every second prompt is hopeless
-        asked.append(sorted({r.number for r in rollouts}))
+        asked.append(len({r.number for r in rollouts}))
         for i, r in enumerate(rollouts):
             r.reward = float(i % 2) * (r.number % 2)
 
-    monkeypatch.setitem(grpo.REWARDS, "rm", reward)
-    monkeypatch.setattr(grpo, "execute", lambda *_: None)
-
-    def step(refill):
-        asked.clear()
-        settings = args(prompts=4, group=2, max_new_tokens=2, refill=refill)
-        judges = grpo.Judges(None, None, settings)
-        return grpo.sample_step(*tiny, some, 100, 1, judges, 0, 1)
-
-    groups, cursor = step(0)
-    assert cursor == 104 and sum(map(grpo.has_signal, groups)) == 2
-    assert len({r.ids[0] for group in groups for r in group}) > 1
-    _, cursor = step(1)
-    assert asked == [[100, 101, 102, 103], [104, 105]] and cursor == 106
-    again, cursor = step(9)
-    assert sum(map(grpo.has_signal, again)) == 4 and cursor == len(again) + 100
-    assert [r.ids for r in groups[0]] == [r.ids for r in again[0]]  # a function of the number
+    asked, command = [], f"grpo.py --refill {refill} --reward mine --prompts 4 --group 2 --steps 1"
+    argv = f"{command} --max-new-tokens 2 --limit 20 --out {tmp_path}".split()
+    monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.setitem(grpo.REWARDS, "mine", reward)
+    monkeypatch.setattr(
+        grpo, "evaluate", lambda *_: [row(**evaluated([1.0], [True]), valid=1, any=1, part="")]
+    )
+    grpo.main()
+    state = json.loads((tmp_path / "checkpoint" / "state.json").read_text())
+    assert asked == rounds and state["cursor"] == sum(rounds)
+    samples = [json.loads(line) for line in open(tmp_path / "samples.jsonl")]
+    assert [r["number"] for r in samples[::2]] == list(range(sum(rounds)))
 
 
 @pytest.mark.parametrize("enable_thinking", [True, False])
-def test_enable_thinking_reaches_the_prompt(tiny, enable_thinking, monkeypatch):
-    monkeypatch.setitem(grpo.REWARDS, "rm", lambda rollouts, judges: None)
+def test_enable_thinking_reaches_the_prompt(tiny, enable_thinking):
     settings = args(group=2, max_new_tokens=2, enable_thinking=enable_thinking)
-    judges = grpo.Judges(None, None, settings)
-    ((r, _),) = grpo.answer(*tiny, [PROBLEM], [5], judges, audit=False)
+    ((r, other),) = grpo.sample(*tiny, [PROBLEM], [5], settings)
     text = tiny[1].fast.decode(r.prompt_ids, skip_special_tokens=False)
     assert text.endswith("<think>\n\n</think>\n\n") != enable_thinking and r.number == 5
 

@@ -251,15 +251,15 @@ KINDS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("number, kind", KINDS)
-def test_the_first_signal_is_noted_and_the_second_raised(number, kind, again):
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt) as raised, runs.interruptible() as noted:
-        signal.raise_signal(number)
-        assert noted == [kind]
-        if again:
-            signal.raise_signal(number)
-            pytest.fail("the second signal was swallowed")
+def test_the_first_signal_ends_the_step_and_the_second_is_raised(number, kind, again):
+    before, state, saved, done = signal.getsignal(number), {"step": 3}, [], []
+    with pytest.raises(KeyboardInterrupt) as raised:
+        for step in runs.steps(state, 20, 4, lambda: saved.append(state["step"])):
+            for _ in range(1 + again if step == 6 else 0):
+                signal.raise_signal(number)
+            done.append(step)
     assert raised.type is kind and signal.getsignal(number) is before
+    assert (done, saved) == (([4, 5], [4]) if again else ([4, 5, 6], [4, 6]))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -123,14 +123,6 @@ def test_a_gradient_that_is_not_finite_is_skipped(monkeypatch):
     assert found[4] and not gradients
 
 
-def test_evaluation_scores_pairs_in_their_order():
-    pairs, model = random_pairs(), small_model()
-    found = train_rm.evaluate(model, pairs, 40)
-    for pair, scores in zip(pairs, found, strict=True):
-        wanted = [score.item() for score in score_pairs(model, list(pair.prompt), [pair])]
-        assert scores == pytest.approx(wanted, abs=1e-5)
-
-
 def test_pairs_that_cannot_be_learned_are_left_out_aloud():
     tokenizer, said = cs.Tokenizer(ROOT / "tiny" / "policy"), []
     code, same_start = "x = 1", "y = 2\n" * 99
@@ -141,11 +133,8 @@ def test_pairs_that_cannot_be_learned_are_left_out_aloud():
         Pair("Return 3.", code, "\n\nx = 1", "d#0", "s"),
         Pair("Return 4.", code, same_start, "e#0", "s"),
     ]
-    encoded, kept = train_rm.encode_pairs(tokenizer, pairs, 60, said.append)
-    assert [pair.id for pair in kept] == ["a#0", "e#0"] and [p.problem for p in encoded] == [
-        "a",
-        "e",
-    ]
+    encoded = train_rm.encode_pairs(tokenizer, pairs, 60, said.append)
+    assert {pair.id: row.problem for pair, row in encoded.items()} == {"a#0": "a", "e#0": "e"}
     assert [line.split()[0] for line in said] == ["1", "2", "1"]
     assert "prompt over --max-length 60" in said[0] and "both sides read the same" in said[1]
 

@@ -10,12 +10,10 @@ prints a line a step and a table of held-out results before and after. One step,
 main(): problems -> rollout (N answers to each) -> reward -> advantage -> clipped policy gradient.
 
 The pass rate is always measured by executing all tests, as an audit: a reward that rises while the
-pass rate falls is a reward model that is being exploited. Refresh it on the new policy's programs
-with `train_rm.py --init out/rm --policy out/grpo-rm --out out/rm-2`, and go on with
-`grpo.py --policy out/grpo-rm --rm out/rm-2 --out out/grpo-rm-2`.
-
-The run folder (--out) holds args.json, metrics.csv, samples.jsonl, result.json and checkpoint/. The
-same command goes on after a kill. Shapes: B answers to one prompt, T time.
+pass rate falls is a reward model that is being exploited. Refresh it on the new policy's programs:
+`train_rm.py --init out/rm --policy out/grpo-rm --out out/rm-2`. The run folder (--out) holds
+args.json, metrics.csv, samples.jsonl, result.json and checkpoint/; the same command goes on after a
+kill. Shapes: B answers to one prompt, T time.
 """
 
 import math
@@ -39,11 +37,9 @@ from pairs import NOT_GRADED, Rollout, execute, rollout
 from problems import Problem, input_files, load_problems, policy_prompt, verified
 from sandbox import Sandbox
 
-COLUMNS = (
-    "step,loss,reward,pass_rate,valid_rate,kl,clip_low,clip_high,entropy,grad_norm,mismatch,length,"
-    "truncated,reasons,no_signal,groups,skipped,code_length,audit_reward,audit_auc,fail_top,eval,"
-    "lr,tokens,seconds"
-).split(",")
+COLUMNS = """step loss reward pass_rate valid_rate kl clip_low clip_high entropy grad_norm mismatch
+length truncated reasons no_signal groups skipped code_length audit_reward audit_auc fail_top eval
+lr tokens seconds""".split()
 WARMUP = 5  # steps of linear warmup; then the learning rate is constant
 MAX_PROMPT = 4096  # tokens; problems with a longer prompt are left out
 DUMMY = Problem("", "")  # stands in on a rank that has no micro-batch left; weight 0
@@ -220,11 +216,6 @@ def set_advantages(groups, args):
             r.advantage = advantage
 
 
-def has_signal(group):
-    """Whether any sample of a group has an advantage."""
-    return any(r.advantage != 0.0 for r in group)
-
-
 def token_weights(mask_BT, norm, samples, tokens, max_new_tokens):
     """What each token counts in the loss, 0 outside the answers. `samples` and `tokens` are those
     of the trained answers of ALL micro-batches and ranks, so the loss does not depend on how the
@@ -281,21 +272,22 @@ def update(model, reference, optimizer, groups, args, device, world=1):
     """
     groups = [[r for r in group if r.advantage != 0.0] for group in groups]
     groups = [group for group in groups if group]
-    numbers = sorted(runs.gather_lists([group[0].number for group in groups]))
-    if not numbers:  # on no rank
+    numbers = sorted(runs.gather_lists([group[0].number for group in groups]))  # of all ranks
+    if not numbers:
         return {"loss": 0.0, "grad_norm": 0.0}
     updates = min(args.updates, len(numbers))
     sums, mismatch, skipped = Counter(), torch.zeros((), device=device), 0
     for part in range(updates):
         chosen = numbers[part * len(numbers) // updates : (part + 1) * len(numbers) // updates]
-        passes, rows = [], []
-        for group in groups:
-            if group[0].number in chosen:
-                prompt, rows = group[0].prompt_ids, rows + group
-                room = args.token_budget - len(prompt)
-                passes.append((prompt, cs.cut_rows(group, lambda r: r.tokens, room)))
+        mine = [group for group in groups if group[0].number in chosen]
+        passes = []  # a prompt, and its answers cut into micro-batches
+        for group in mine:
+            prompt = group[0].prompt_ids
+            room = args.token_budget - len(prompt)
+            passes.append((prompt, cs.cut_rows(group, lambda r: r.tokens, room)))
         # The loss is divided by what all ranks have, so it does not depend on how the work is cut.
-        counts = torch.tensor([len(rows), sum(r.tokens for r in rows)], device=device)
+        counts = [sum(map(len, mine)), sum(r.tokens for group in mine for r in group)]
+        counts = torch.tensor(counts, device=device)
         samples, tokens = runs.total(counts).tolist()
         for prompt, past, batch in cs.training_passes(model, passes):
             loss, found, difference = batch_loss(
@@ -308,8 +300,7 @@ def update(model, reference, optimizer, groups, args, device, world=1):
         grad_norm = runs.clip_gradients(model, 1.0)  # of all ranks, so they agree on what follows
         if math.isfinite(grad_norm):
             optimizer.step()
-        else:
-            skipped += 1
+        skipped += not math.isfinite(grad_norm)
         optimizer.zero_grad(set_to_none=True)
     means = runs.total(torch.stack(list(sums.values()))) / updates
     largest = max(runs.gather_lists([float(mismatch)]))
@@ -421,9 +412,9 @@ def load_data(args, tokenizer, judges, log):
 def problem_at(number, problems, seed):
     """The problem of prompt `number` of the run: each once per epoch, shuffled anew."""
     epoch, at = divmod(number, len(problems))
-    order = list(range(len(problems)))
+    order = list(problems)
     random.Random(f"order-{seed}-{epoch}").shuffle(order)
-    return problems[order[at]]
+    return order[at]
 
 
 def sample(policy, tokenizer, problems, numbers, args):
@@ -459,10 +450,10 @@ def evaluate(model, tokenizer, problems, judges, rank, world, every=1):
 
 def report(run, args, state, log):
     """Prints the held-out results and leaves them in result.json."""
-    result = {"n": args.eval_group, "before": metrics.by_part(state["before"])}
-    result["after"] = metrics.by_part(state["after"])
-    run.write_result(result)
-    log("\n" + "\n".join(metrics.final_table(state["before"], state["after"], args)))
+    before, after = state["before"], state["after"]
+    parts = {"before": metrics.by_part(before), "after": metrics.by_part(after)}
+    run.write_result({"n": args.eval_group, **parts})
+    log("\n" + "\n".join(metrics.final_table(before, after, args)))
     if state["cut_steps"]:
         log(f"in {state['cut_steps']} steps most answers were cut: raise --max-new-tokens")
     log(f"\npolicy: {run.checkpoint}")
@@ -483,19 +474,18 @@ def main():
         judges = Judges(reward_model, sandbox, args)
         problems, eval_problems = load_data(args, tokenizer, judges, log)
 
-        state = run.load()
-        model = cs.load_model(run.checkpoint if state else args.policy, "lm", None, device, True)
+        state = run.load() or {"step": 0, "cursor": 0, "cut_steps": 0}
+        path = run.checkpoint if run.checkpoint.exists() else args.policy
+        model = cs.load_model(path, "lm", None, device, sharded=True)
         model.checkpointing, reference = args.checkpointing, None
         if args.kl:  # frozen, so it needs no fp32 weights
             dtype = runs.compute_dtype(device)
             reference = cs.load_model(args.policy, "lm", dtype, device, True).requires_grad_(False)
         optimizer = runs.adamw(model, device, args.lr, weight_decay=0.01)
         held_out = partial(evaluate, model, tokenizer, eval_problems, judges, rank, world)
-        if state:
-            run.load_optimizer(model, optimizer)
-            log(f"continuing {run.dir} at step {state['step']}")
-        else:
-            state = {"step": 0, "cursor": 0, "cut_steps": 0, "before": held_out()}
+        run.load_optimizer(model, optimizer)
+        if "before" not in state:
+            state["before"] = held_out()
         log(f"before: {metrics.audit_line(state['before'])}")
 
         save = partial(run.save, partial(cs.save_model, model, tokenizer), model, optimizer, state)
@@ -515,7 +505,8 @@ def main():
                 set_advantages(new, args)
                 groups += new
                 # --refill: draw more while too few groups, of all ranks, carry a signal.
-                missing -= int(runs.total(torch.tensor(sum(map(has_signal, new)))))
+                with_signal = sum(any(r.advantage for r in group) for group in new)
+                missing -= int(runs.total(torch.tensor(with_signal)))
                 if missing <= 0:
                     break
             if (step - 1) % args.audit_every == 0:

@@ -2,9 +2,9 @@
 
     rank, world, device = setup()            # plain python, or a rank of torchrun
     run = Run(args, COLUMNS, [("--pairs", "pairs.jsonl")], rank)
-    if state := run.load():                  # the same command goes on where it was killed
-        run.load_optimizer(model, optimizer)
-    for step in steps(state or {"step": 0}, 100, 1, save):         # save() calls run.save(...)
+    state = run.load() or {"step": 0}        # the same command goes on where it was killed
+    run.load_optimizer(model, optimizer)
+    for step in steps(state, 100, 1, save):                        # save() calls run.save(...)
 
 Every rank makes the same calls.
 """
@@ -244,8 +244,7 @@ class Run:
         rows = [row for row in self._lines(self.metrics)[1:] if int(row.split(",")[0]) <= step]
         write_atomic(self.metrics, "\n".join([",".join(self.columns), *rows, ""]))
         if self.answers.exists():
-            rows = [row for row in self.samples() if row.get("step", 0) <= step]
-            write_jsonl(self.answers, rows)
+            write_jsonl(self.answers, [r for r in self.samples() if r.get("step", 0) <= step])
 
     def _flags(self, args):
         """{flag: value} of the arguments that must stay as they are."""
@@ -273,8 +272,8 @@ class Run:
                 if old.get(name, value) != value:  # a flag that the run did not have binds nothing
                     text = f"{self.dir} was started with {name} {old[name]}, now it is {value}"
                     raise UserError(f"{text}: give what it was, {START_OVER}")
-        about = {"args": args, "inputs": hashes, "torch": torch.__version__}
-        write_atomic(path, json.dumps(about | {"python": sys.version}, indent=1) + "\n")
+        about = {"args": args, "inputs": hashes, "torch": torch.__version__, "python": sys.version}
+        write_atomic(path, json.dumps(about, indent=1) + "\n")
 
     def log(self, **row):
         """Appends a row to metrics.csv; a column that this step does not have is an empty cell."""
@@ -288,7 +287,6 @@ class Run:
         self._append(self.answers, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_result(self, result):
-        """Writes result.json: what was measured at the end."""
         if self.rank == 0:
             write_atomic(self.dir / "result.json", json.dumps(result) + "\n")
 
@@ -309,7 +307,6 @@ class Run:
         """Writes checkpoint/ whole or not at all. All ranks call it. `write_model(folder)` gathers
         the weights on all ranks before rank 0 writes them; `state` is a dict with "step" and what
         else JSON holds. Raises UserError."""
-        text = json.dumps(state)  # or TypeError, before anything is written
         moments = {
             f"{name}.{key}": local(value).contiguous()  # of a tensor the rows of this rank
             for name, p in model.named_parameters()
@@ -325,7 +322,7 @@ class Run:
                 for path in filter(Path.is_file, self.new.rglob("*")):
                     with open(path, "rb+") as file:
                         os.fsync(file.fileno())
-                write_atomic(self.new / "state.json", text)
+                write_atomic(self.new / "state.json", json.dumps(state))
                 self._finish_save()
 
     def _finish_save(self):
@@ -336,14 +333,19 @@ class Run:
         shutil.rmtree(self.new, ignore_errors=True)  # of a save that was killed or failed
 
     def load(self):
-        """-> `state` of the last complete step, or None."""
+        """-> `state` of the last complete step, or None where there is no checkpoint."""
         path = self.checkpoint / "state.json"
         return json.loads(path.read_text()) if self.checkpoint.exists() else None
 
     def load_optimizer(self, model, optimizer):
-        """Step counts and moments of the checkpoint, which any number of ranks wrote on any
-        device; learning rate, decay and kernel stay those of this command. Raises UserError."""
+        """Step counts and moments of the checkpoint, which any number of ranks wrote on any device;
+        learning rate, decay and kernel stay those of this command. Does nothing where there is no
+        checkpoint. Raises UserError."""
         folder = self.checkpoint / "optimizer"
+        if not self.checkpoint.exists():
+            return
+        if self.rank == 0:
+            print(f"continuing {self.dir} at step {self.load()['step']}")
         with explain(f"{folder} is damaged", START_OVER):
             files = [safe_open(file, "pt") for file in sorted(folder.iterdir())]
             if not files[0].keys():

@@ -1,22 +1,17 @@
 """Train the reward model: pairwise (Bradley-Terry) loss on preference pairs from verified problems.
 
     torchrun train_rm.py                                # the toy run: collect pairs, then train
-    torchrun train_rm.py --collect-only                 # only collect pairs
     torchrun train_rm.py --policy out/a out/b           # sample programs from several policies
     torchrun train_rm.py --candidates mutants --problems mbpp:FILE.jsonl     # no policy at all
     torchrun train_rm.py --pairs codescalerpair:FILE.jsonl                   # pairs that exist
 
-On one node of eight GPUs (estimated; rates and batches after published recipes):
-
-    torchrun --nproc-per-node 8 train_rm.py --init Skywork/Skywork-Reward-V2-Qwen3-8B \\
-        --pairs codescalerpair:FILE --epochs 1 --lr 2e-6 --batch 256 --token-budget 32768 \\
-        --checkpointing --save-every 50
-
-`python train_rm.py` does the same on one process. The toy run takes about 4 minutes on 2 CPU cores.
-It prints the funnel from problems to pairs, a line a step, and a table: held-out accuracy before
-and after, beside "longer wins" and "shorter wins", and whether the score follows execution. The run
-folder (--out) holds args.json, metrics.csv, samples.jsonl, pairs.jsonl, result.json and
-checkpoint/. The same command goes on after a kill. Shapes: P pairs, B programs of one prompt.
+`python train_rm.py` does the same on one process; the README has the command for eight GPUs. (For
+1.7B on one GPU published recipes suggest --lr 4e-6 --batch 128.) The toy run takes about 4 minutes
+on 2 CPU cores. It prints the funnel from problems to pairs, a line a step, and a table: held-out
+accuracy before and after, beside "longer wins" and "shorter wins", and whether the score follows
+execution. The run folder (--out) holds args.json, metrics.csv, samples.jsonl, pairs.jsonl,
+result.json and checkpoint/. The same command goes on after a kill. Shapes: P pairs, B programs of
+one prompt.
 """
 
 import math
@@ -130,11 +125,10 @@ def encode_pairs(tokenizer, pairs, max_length, log):
     without room for a program, sides that read the same once cut."""
     encoded, notes = {}, Counter()
     for pair in pairs:
+        read = partial(cs.reward_input_ids, tokenizer, pair.prompt, max_length=max_length)
         try:
-            (prompt, chosen, cut_chosen), (_, rejected, cut_rejected) = [
-                cs.reward_input_ids(tokenizer, pair.prompt, code, max_length)
-                for code in (pair.chosen, pair.rejected)
-            ]
+            prompt, chosen, cut_chosen = read(pair.chosen)
+            _, rejected, cut_rejected = read(pair.rejected)
         except UserError:
             notes[f"pairs left out: prompt over --max-length {max_length}"] += 1
             continue
@@ -143,8 +137,8 @@ def encode_pairs(tokenizer, pairs, max_length, log):
             continue
         if cut_chosen or cut_rejected:
             notes[f"programs cut to fit --max-length {max_length}"] += cut_chosen + cut_rejected
-        sides = tuple(prompt), tuple(chosen), tuple(rejected)
-        encoded[pair] = EncodedPair(*sides, problem_of(pair))
+        ids = map(tuple, (prompt, chosen, rejected))
+        encoded[pair] = EncodedPair(*ids, problem_of(pair))
     for what, count in notes.items():
         log(f"{count} {what}")
     return encoded
@@ -251,9 +245,8 @@ def collect_pairs(args, run, device, log, rank, world):
     rows = runs.gather_lists(run.samples() if rank == 0 else [])
     samples = [Rollout.from_row(row) for row in rows]
     if samples:  # the last problem may lack rows: it is done again
-        last = samples[-1]
-        same = (last.policy, last.problem.id)
-        samples = [r for r in samples if (r.policy, r.problem.id) != same]
+        torn = samples[-1].policy, samples[-1].problem.id
+        samples = [r for r in samples if (r.policy, r.problem.id) != torn]
         if rank == 0:
             write_jsonl(run.dir / "samples.jsonl", [r.row() for r in samples])
     done = {(r.policy, r.problem.id) for r in samples}
@@ -268,8 +261,7 @@ def collect_pairs(args, run, device, log, rank, world):
             tested = verified(tested, sandbox, log)
         if not tested:
             raise UserError(f"--problems {args.problems}: none has tests that verify a program")
-        policies = len(args.policy) if args.candidates == "policy" else 1
-        size = len(tested) * policies
+        size = len(tested) * (len(args.policy) if args.candidates == "policy" else 1)
         bar = tqdm(total=size, initial=len(done), desc="collecting", unit="problem", disable=None)
         for chunk in collect(tested, args, sandbox, done, device, rank, world):
             run.append([r.row() for r in chunk])
@@ -314,43 +306,37 @@ def raw_scores(path, items, args, device, rank, world):
 
 
 def report(args, run, held_out, skipped, device, rank, world, log):
-    """Scores the held-out pairs and programs with the model as it was and as it is, prints the
-    table and leaves it in result.json."""
+    """Scores the held-out pairs and programs with the model as it was and as it was saved, prints
+    the table and leaves it in result.json."""
     programs = runs.gather_lists(held_out_programs(run, held_out) if rank == 0 else [])
     items = [(p.prompt, code) for p in held_out for code in (p.chosen, p.rejected)]
     items += [(prompt, code) for _, prompt, code, _ in programs]
-    pair_scores, aucs = [], {}
+    sides, aucs = [], {}
     for name, path in (("initialisation", args.init), ("fine-tuned", run.checkpoint)):
-        found = raw_scores(path, items, args, device, rank, world)
-        pair_scores.append(
-            [(found[p.prompt, p.chosen], found[p.prompt, p.rejected]) for p in held_out]
-        )
-        if any(found.values()):
-            values = [found[prompt, code] for _, prompt, code, _ in programs]
+        score = raw_scores(path, items, args, device, rank, world)
+        sides.append([(score[p.prompt, p.chosen], score[p.prompt, p.rejected]) for p in held_out])
+        if any(score.values()):  # else a head of zeros, with an AUC of a half
+            values = [score[prompt, code] for _, prompt, code, _ in programs]
             aucs[f"AUC within a problem, {name}"] = metrics.auc_rows(programs, values)
-    rows = metrics.accuracies(held_out, *pair_scores)
-    rows |= {name: values for name, values in aucs.items() if values}
+    rows = metrics.accuracies(held_out, *sides) | {name: v for name, v in aucs.items() if v}
     lines, result = metrics.interval_rows(rows)
     problems = len({problem_of(pair) for pair in held_out})
     log(f"\n{len(held_out)} held-out pairs of {problems} problems; {args.init} is where it began")
     log(f"{'pair accuracy':<40}{'':>9}   95% interval over problems")
     log("\n".join(lines))
-    run.write_result(
-        result | {"pairs": len(held_out), "programs": len(programs), "skipped": skipped}
-    )
+    result |= {"pairs": len(held_out), "programs": len(programs), "skipped": skipped}
+    run.write_result(result)
     log(f"\nreward model: {run.checkpoint}")
 
 
 def step_line(step, steps, row):
     """What is printed of a step."""
-    parts = [
-        f"step {step}/{steps} | loss {row['loss']:.3f} | acc {row['accuracy']:.2f}",
-        f"margin {row['margin']:.2f} | gnorm {row['grad_norm']:.2f}",
-        f"{row['tokens'] / row['seconds'] / 1000:.1f}k tok/s",
-        f"eta {metrics.format_eta(row['seconds'] * (steps - step))}",
-    ]
-    parts += [] if math.isfinite(row["grad_norm"]) else ["skipped: gradient not finite"]
-    return " | ".join(parts)
+    return (
+        f"step {step}/{steps} | loss {row['loss']:.3f} | acc {row['accuracy']:.2f} | "
+        f"margin {row['margin']:.2f} | gnorm {row['grad_norm']:.2f} | "
+        f"{row['tokens'] / row['seconds'] / 1000:.1f}k tok/s | "
+        f"eta {metrics.format_eta(row['seconds'] * (steps - step))}"
+    ) + ("" if math.isfinite(row["grad_norm"]) else " | skipped: gradient not finite")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -375,9 +361,8 @@ def main():
     log = print if rank == 0 else lambda *_: None
     tokenizer = cs.Tokenizer(args.init)
     cs.check_model(args.init, "score")
-    inputs = [("--init", file) for file in hub.weight_files(args.init)]
-    inputs += input_files("--pairs", args.pairs) if args.pairs else []
-    inputs += [] if args.pairs else input_files("--problems", args.problems)
+    data = ("--pairs", args.pairs) if args.pairs else ("--problems", args.problems)
+    inputs = [("--init", file) for file in hub.weight_files(args.init)] + input_files(*data)
     run = runs.Run(args, COLUMNS, inputs, rank)
     # 1. Pairs, as texts and as the model reads them; some problems' are held out.
     pairs = get_pairs(args, run, device, log, rank, world)
@@ -397,15 +382,12 @@ def main():
     problems = [pair.problem for pair in train]
     steps = args.steps or max(1, int(args.epochs * (len(train) // args.batch)))
 
-    state = run.load()
-    model = cs.load_model(run.checkpoint if state else args.init, "score", None, device, True)
+    state = run.load() or {"step": 0, "skipped": 0}
+    path = run.checkpoint if run.checkpoint.exists() else args.init
+    model = cs.load_model(path, "score", None, device, sharded=True)
     model.checkpointing = args.checkpointing
     optimizer = runs.adamw(model, device, args.lr, weight_decay=0.01, betas=(0.9, 0.95))
-    if state:
-        run.load_optimizer(model, optimizer)
-        log(f"continuing {run.dir} at step {state['step']}")
-    else:
-        state = {"step": 0, "skipped": 0}
+    run.load_optimizer(model, optimizer)
     write_model = partial(cs.save_model, model, tokenizer, max_length=args.max_length)
     save = partial(run.save, write_model, model, optimizer, state)
     for step in runs.steps(state, steps, args.save_every, save):

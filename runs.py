@@ -180,12 +180,10 @@ def clip_gradients(model, max_norm):
 
 
 def steps(state, last, save_every, save):
-    """`for step in steps(...)`: a trainer's steps, from the one after state["step"] up to `last`.
-
-    The body does a step. Then it stands in state["step"], and `save()` follows every so many steps
-    and after the last. After Ctrl-C or SIGTERM on any rank the step in flight is finished and saved
-    before KeyboardInterrupt or Terminated is raised on all; a second signal acts at once.
-    """
+    """`for step in steps(...)`: the steps after state["step"], which counts them, up to `last`;
+    `save()` is called every so many and after the last. On Ctrl-C or SIGTERM, on any rank, the step
+    in flight is finished and saved, then KeyboardInterrupt or Terminated is raised on all ranks; a
+    second signal acts at once."""
     noted = []  # the exceptions to raise
 
     def note(number, frame):
@@ -246,11 +244,6 @@ class Run:
         if self.answers.exists():
             write_jsonl(self.answers, [r for r in self.samples() if r.get("step", 0) <= step])
 
-    def _flags(self, args):
-        """{flag: value} of the arguments that must stay as they are."""
-        kept = {name: value for name, value in args.items() if name not in self.may_differ}
-        return {f"--{name.replace('_', '-')}": value for name, value in kept.items()}
-
     def _start_over(self, args, inputs):
         """Removes what runs write and nothing else; refuses if an input lies in the folder."""
         for flag, value in [*self._flags(args).items(), *inputs]:
@@ -274,6 +267,11 @@ class Run:
                     raise UserError(f"{text}: give what it was, {START_OVER}")
         about = {"args": args, "inputs": hashes, "torch": torch.__version__, "python": sys.version}
         write_atomic(path, json.dumps(about, indent=1) + "\n")
+
+    def _flags(self, args):
+        """{flag: value} of the arguments that must stay as they are."""
+        names = [name for name in args if name not in self.may_differ]
+        return {f"--{name.replace('_', '-')}": args[name] for name in names}
 
     def log(self, **row):
         """Appends a row to metrics.csv; a column that this step does not have is an empty cell."""

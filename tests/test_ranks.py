@@ -110,7 +110,7 @@ def start_ranks(command, world):
     return [start(*command, env=env | {"RANK": str(rank)}) for rank in range(world)]
 
 
-def ended(processes, timeout=180):
+def ended(processes, timeout=600):
     """Waits for all -> (exit codes, what they said)."""
     try:
         said = [process.communicate(timeout=timeout)[1] for process in processes]

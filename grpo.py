@@ -10,64 +10,37 @@ prints a line a step and a table of held-out results before and after. One step,
 main(): problems -> rollout (N answers to each) -> reward -> advantage -> clipped policy gradient.
 
 The pass rate is always measured by executing all tests, as an audit: a reward that rises while the
-pass rate falls is a reward model that is being exploited. Refresh it on the new policy's programs
-with `train_rm.py --init out/rm --policy out/grpo-rm --out out/rm-2`, and go on with
-`grpo.py --policy out/grpo-rm --rm out/rm-2 --out out/grpo-rm-2`.
-
-The run folder (--out) holds args.json, metrics.csv, samples.jsonl, result.json and checkpoint/. The
-same command goes on after a kill. Shapes: B answers to one prompt, T time.
+pass rate falls is a reward model that is being exploited. Refresh it on the new policy's programs:
+`train_rm.py --init out/rm --policy out/grpo-rm --out out/rm-2`. The run folder (--out) holds
+args.json, metrics.csv, samples.jsonl, result.json and checkpoint/; the same command goes on after a
+kill. Shapes: B answers to one prompt, T time.
 """
 
-import json
 import math
 import random
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
+import codescaler as cs
 import hub
 import metrics
 import runs
-from codescaler import (
-    RewardModel,
-    Tokenizer,
-    cut_rows,
-    gathered,
-    load_model,
-    prompt_ids,
-    read_prompt,
-    rows_after,
-    save_model,
-    shape_reward,
-    token_logprobs,
-    training_passes,
-)
-from common import (
-    UserError,
-    check_choice,
-    check_least,
-    parse_args,
-    run_cli,
-    write_atomic,
-)
+from common import UserError, check_choice, check_least, parse_args, run_cli
 from extract import MODES
 from pairs import NOT_GRADED, Rollout, execute, rollout
 from problems import Problem, input_files, load_problems, policy_prompt, verified
-from runs import Run, interruptible
 from sandbox import Sandbox
 
-COLUMNS = (
-    "step,loss,reward,pass_rate,valid_rate,kl,clip_low,clip_high,entropy,grad_norm,mismatch,length,"
-    "truncated,reasons,no_signal,groups,skipped,code_length,audit_reward,audit_auc,fail_top,eval,"
-    "lr,tokens,seconds"
-).split(",")
+COLUMNS = """step loss reward pass_rate valid_rate kl clip_low clip_high entropy grad_norm mismatch
+length truncated reasons no_signal groups skipped code_length audit_reward audit_auc fail_top eval
+lr tokens seconds""".split()
 WARMUP = 5  # steps of linear warmup; then the learning rate is constant
-WEIGHT_DECAY = 0.01
-STD_FLOOR = 0.05  # least standard deviation that advantages are divided by, see group_advantages
 MAX_PROMPT = 4096  # tokens; problems with a longer prompt are left out
 DUMMY = Problem("", "")  # stands in on a rank that has no micro-batch left; weight 0
 EVAL_PROBLEMS = 48  # in an evaluation during training; before and after it is all of them
@@ -124,7 +97,11 @@ class Args:
 
 @dataclass
 class Paper8B(Args):
-    """What the paper's released training script sets, on 8 GPUs."""
+    """The hyperparameters of the paper's released training script, on 8 GPUs. Its code differs from
+    ours in the loss (a mean of means of micro-batches, groups without a signal included), advantage
+    (no floor under the standard deviation), old_logp (computed again before the update), ratio
+    (over the whole vocabulary, not what top-p and top-k leave), warmup (10 steps) and evaluation
+    (one greedy sample)."""
 
     policy: str = "Qwen/Qwen3-8B-Base"
     rm: str = "LARK-Lab/CodeScaler-8B"
@@ -147,16 +124,6 @@ class Paper8B(Args):
 
 
 PRESETS = {"none": Args, "paper-8b": Paper8B}
-PAPER_DIFFERENCES = """--preset paper-8b: the released script's settings. Where its code differs:
-  loss          ours is one mean over the tokens of answers with an advantage; theirs is a mean of
-                means of micro-batches, and counts groups without a signal too
-  advantage     our standard deviation has a floor of 0.05 (group_advantages says why)
-  old_logp      ours is the sampler's; theirs is computed again before the update
-  ratio         ours renormalises over the top-p/top-k tokens; theirs is over the whole vocabulary
-  reward        ours scores valid programs only; theirs scores an empty text too, then puts 0
-  filter_groups theirs is set but read by nobody; ours is --refill N, off here as theirs is
-  warmup        5 steps; theirs 10
-  evaluation    avg@8, sampled as in training; theirs is greedy, one sample"""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -166,7 +133,7 @@ PAPER_DIFFERENCES = """--preset paper-8b: the released script's settings. Where 
 class Judges(NamedTuple):
     """What a reward may ask."""
 
-    reward_model: RewardModel | None
+    reward_model: cs.RewardModel | None
     sandbox: Sandbox
     args: Args
 
@@ -180,27 +147,28 @@ def reward_rm(rollouts, judges):
     for r in rollouts:
         r.reward = 0.0
     for r, score in zip(valid, scores, strict=True):
-        r.score = score
-        r.reward = float(shape_reward(score, True)) if judges.args.shaping == "softplus" else score
+        r.score = r.reward = score
+        if judges.args.shaping == "softplus":
+            r.reward = float(cs.shape_reward(score, True))
 
 
 def reward_exec(rollouts, judges):
-    """1 if all tests that the reward sees pass, else 0; None where the sandbox failed, not the
-    program: such a sample is left out."""
-    for r, seen in zip(rollouts, run_seen_tests(rollouts, judges), strict=True):
-        r.reward = None if seen.verdict in NOT_GRADED else float(seen.verdict == "pass")
+    """1 if all tests that the reward sees pass, else 0."""
+    for r, seen in run_seen_tests(rollouts, judges):
+        r.reward = float(seen.verdict == "pass")
 
 
 def reward_partial(rollouts, judges):
     """The share of the tests that pass. (The released code stops at the first failure and divides
     by the tests run so far: a program that fails test 10 of 100 gets 9/10.)"""
-    for r, seen in zip(rollouts, run_seen_tests(rollouts, judges), strict=True):
-        r.reward = None if seen.verdict in NOT_GRADED else seen.pass_rate
+    for r, seen in run_seen_tests(rollouts, judges):
+        r.reward = seen.pass_rate
 
 
 def run_seen_tests(rollouts, judges):
-    """Executes the tests that the reward sees -> rollouts with their verdicts. They are all of a
-    problem's, or with --reward-tests K a choice of K that depends on seed and problem alone."""
+    """Executes the tests that the reward sees: all of a problem's, or --reward-tests of them, a
+    choice that depends on seed and problem alone. -> [(rollout, rollout with the verdict on these
+    tests)] where the sandbox could tell; other samples have no reward and are left out."""
     args, seen = judges.args, rollouts
     if args.reward_tests:
         seen = []
@@ -210,19 +178,19 @@ def run_seen_tests(rollouts, judges):
             problem = replace(r.problem, tests=replace(tests, cases=cases))
             seen.append(replace(r, problem=problem))
     execute(judges.sandbox, seen, stop_early=args.reward != "partial")
-    return seen
+    return [(r, few) for r, few in zip(rollouts, seen) if few.verdict not in NOT_GRADED]
 
 
 REWARDS = {"rm": reward_rm, "exec": reward_exec, "partial": reward_partial}
-ASK_MODEL = {"rm"}  # rewards that use judges.reward_model: it is loaded for them
-ASK_TESTS = {"exec", "partial"}  # rewards that need tests: problems without any are left out
+# What a reward needs: for "model" --rm is loaded, for "tests" problems without any are left out.
+NEEDS = {"rm": "model", "exec": "tests", "partial": "tests"}
 
 
 # --------------------------------------------------------------------------------------------------
 # advantage and loss
 
 
-def group_advantages(rewards_B, std_norm=True, std_floor=STD_FLOOR, eps=1e-6):
+def group_advantages(rewards_B, std_norm=True, std_floor=0.05, eps=1e-6):
     """Rewards of one group -> (reward - mean) / (std + eps), the sample std (B - 1). All 0 where
     the group has no signal: rewards that are equal, or differ by rounding only (std up to 1e-4).
 
@@ -246,11 +214,6 @@ def set_advantages(groups, args):
         advantage_B = group_advantages(torch.tensor([r.reward for r in known]), args.std_norm)
         for r, advantage in zip(known, advantage_B.tolist(), strict=True):
             r.advantage = advantage
-
-
-def has_signal(group):
-    """Whether any sample of a group has an advantage."""
-    return any(r.advantage != 0.0 for r in group)
 
 
 def token_weights(mask_BT, norm, samples, tokens, max_new_tokens):
@@ -307,77 +270,83 @@ def update(model, reference, optimizer, groups, args, device, world=1):
     first update: float noise, or the sampler and the trainer disagree. Answers with advantage 0
     are left out. An update whose gradient norm is not finite is skipped on all ranks and counted.
     """
-    groups = [group for group in groups if has_signal(group)]
-    numbers = sorted(runs.gather_lists([group[0].number for group in groups]))
+    groups = [[r for r in group if r.advantage != 0.0] for group in groups]
+    groups = [group for group in groups if group]
+    numbers = sorted(runs.gather_lists([group[0].number for group in groups]))  # of all ranks
     if not numbers:
         return {"loss": 0.0, "grad_norm": 0.0}
     updates = min(args.updates, len(numbers))
     sums, mismatch, skipped = Counter(), torch.zeros((), device=device), 0
     for part in range(updates):
         chosen = numbers[part * len(numbers) // updates : (part + 1) * len(numbers) // updates]
-        mine, trained = [], []
-        for group in groups:
-            if group[0].number not in chosen:
-                continue
-            kept = [r for r in group if r.advantage != 0.0]
-            room = args.token_budget - len(group[0].prompt_ids)
-            mine.append((group[0].prompt_ids, cut_rows(kept, lambda r: len(r.ids), room)))
-            trained += kept
-        counts = torch.tensor([len(trained), sum(len(r.ids) for r in trained)], device=device)
+        mine = [group for group in groups if group[0].number in chosen]
+        passes = []  # a prompt, and its answers cut into micro-batches
+        for group in mine:
+            prompt = group[0].prompt_ids
+            room = args.token_budget - len(prompt)
+            passes.append((prompt, cs.cut_rows(group, lambda r: r.tokens, room)))
+        # The loss is divided by what all ranks have, so it does not depend on how the work is cut.
+        counts = [sum(map(len, mine)), sum(r.tokens for group in mine for r in group)]
+        counts = torch.tensor(counts, device=device)
         samples, tokens = runs.total(counts).tolist()
-        for prompt, past, batch in training_passes(model, mine):
-            found, difference = backward_batch(
-                model, reference, prompt, past, batch, samples, tokens, args, world
+        for prompt, past, batch in cs.training_passes(model, passes):
+            loss, found, difference = batch_loss(
+                model, reference, prompt, past, batch, samples, tokens, args
             )
+            # Sharded gradients are means over ranks, the loss is a sum over them.
+            (loss * world).backward()
             sums.update(found)
             mismatch = torch.maximum(mismatch, difference) if part == 0 else mismatch
-        grad_norm = runs.clip_gradients(model, 1.0)
+        grad_norm = runs.clip_gradients(model, 1.0)  # of all ranks, so they agree on what follows
         if math.isfinite(grad_norm):
             optimizer.step()
         skipped += not math.isfinite(grad_norm)
         optimizer.zero_grad(set_to_none=True)
-    means = torch.stack([torch.as_tensor(value, device=device) for value in sums.values()])
-    means = runs.total(means) / updates
+    means = runs.total(torch.stack(list(sums.values()))) / updates
     largest = max(runs.gather_lists([float(mismatch)]))
     found = {"grad_norm": grad_norm, "skipped": skipped, "mismatch": largest}
     return dict(zip(sums, means.tolist(), strict=True)) | found
 
 
-def backward_batch(model, reference, prompt, past, batch, samples, tokens, args, world):
-    """Forward and backward pass of one micro-batch -> (its part of the metrics, largest mismatch).
-    `batch` None: this rank has no work left but must make the same passes: a dummy of weight 0."""
-    device = past[0][0].device
+def batch_loss(model, reference, prompt, past, batch, samples, tokens, args):
+    """Forward pass of a micro-batch: B answers to one prompt, whose keys and values are `past`.
+
+    -> (its part of the loss, its part of the metrics, largest mismatch). `batch` None: this rank
+    has no work left but must make the same passes as the others: a dummy of weight 0.
+    """
+    device, weight = past[0][0].device, float(batch is not None)
     rows = batch or [Rollout(DUMMY, ids=[0], old_logp=[0.0])]
-    ids_BT, lengths_B = rows_after(prompt, [r.ids for r in rows], device)
+    ids_BT, lengths_B = cs.rows_after(prompt, [r.ids for r in rows], device)
     mask_BT = torch.arange(1, ids_BT.shape[1], device=device) < lengths_B[:, None]
     support = [r.support for r in rows] if rows[0].support else None
-    logprobs = {"target_BT": ids_BT[:, 1:], "mask_BT": mask_BT, "temperature": args.temperature}
-    # The state at a token predicts the next one; the last state predicts nothing.
-    hidden_BTD = model(ids_BT, past)[0][:, :-1]
-    logp_BT, entropy_BT = token_logprobs(model, hidden_BTD, support=support, **logprobs)
+
+    def logprobs(model, past):
+        # The state at a token predicts the next one; the last state predicts nothing.
+        hidden_BTD, target_BT = model(ids_BT, past)[0][:, :-1], ids_BT[:, 1:]
+        return cs.token_logprobs(model, hidden_BTD, target_BT, mask_BT, args.temperature, support)
+
+    logp_BT, entropy_BT = logprobs(model, past)
     ref_logp_BT = None
     if reference:
         with torch.no_grad():  # its prompt is computed again for each micro-batch
-            hidden_BTD = reference(ids_BT, read_prompt(reference, prompt))[0][:, :-1]
-            ref_logp_BT, _ = token_logprobs(reference, hidden_BTD, support=support, **logprobs)
-    old_logp_N = torch.tensor([logp for r in rows for logp in r.old_logp], device=device)
-    old_logp_BT = torch.zeros_like(logp_BT).masked_scatter(mask_BT, old_logp_N)
+            ref_logp_BT, _ = logprobs(reference, cs.read_prompt(reference, prompt))
+    old_logps = [torch.tensor(r.old_logp) for r in rows]
+    old_logp_BT = pad_sequence(old_logps, batch_first=True).to(device)
     advantage_B = torch.tensor([r.advantage for r in rows], device=device)
-    weight_BT = token_weights(mask_BT, args.norm, samples, tokens, args.max_new_tokens)
-    weight_BT = weight_BT * bool(batch)
-    loss, metrics = grpo_loss(
+    weight_BT = weight * token_weights(mask_BT, args.norm, samples, tokens, args.max_new_tokens)
+    loss, found = grpo_loss(
         logp_BT, old_logp_BT, advantage_B, weight_BT, args.clip_low, args.clip_high,
         args.dual_clip, args.kl, ref_logp_BT,
     )  # fmt: skip
-    (loss * world).backward()  # sharded gradients are means over ranks, the loss is a sum over them
-    share_BT = mask_BT * bool(batch) / tokens
-    metrics["entropy"] = entropy_BT
-    parts = {name: (value * share_BT).sum() for name, value in metrics.items()}
-    difference = ((logp_BT.detach() - old_logp_BT).abs() * (share_BT > 0)).max()
-    return {"loss": loss.detach(), **parts}, difference
+    share_BT = weight * mask_BT / tokens
+    found["entropy"] = entropy_BT
+    means = {name: (value * share_BT).sum() for name, value in found.items()}
+    difference = ((logp_BT.detach() - old_logp_BT).abs() * mask_BT).max() * weight
+    return loss, {"loss": loss.detach(), **means}, difference
 
 
 # --------------------------------------------------------------------------------------------------
+# arguments and data
 
 
 def arguments():
@@ -401,7 +370,7 @@ def input_list(args):
     files = input_files("--problems", args.problems)
     files += input_files("--eval-problems", args.eval_problems)
     files += [("--policy", file) for file in hub.weight_files(args.policy)]
-    if args.reward in ASK_MODEL:
+    if NEEDS.get(args.reward) == "model":
         files += [("--rm", file) for file in hub.weight_files(args.rm)]
     return files
 
@@ -409,9 +378,10 @@ def input_list(args):
 def load_data(args, tokenizer, judges, log):
     """-> (problems to train on, problems to evaluate on): those that can be used; the others are
     counted aloud. Raises UserError where none is left."""
+    model = judges.reward_model
 
     def fits(problem):
-        ids = prompt_ids(tokenizer, policy_prompt(problem, args.prompt_style))
+        ids = cs.prompt_ids(tokenizer, policy_prompt(problem, args.prompt_style))
         return len(ids) <= MAX_PROMPT and (model is None or model.fits(problem.prompt))
 
     def usable(flag, spec, needs_tests):
@@ -427,8 +397,7 @@ def load_data(args, tokenizer, judges, log):
             raise UserError(f"{flag} {spec}: no problem can be used")
         return kept
 
-    model = judges.reward_model
-    problems = usable("--problems", args.problems, args.reward in ASK_TESTS)
+    problems = usable("--problems", args.problems, NEEDS.get(args.reward) == "tests")
     evaluated = usable("--eval-problems", args.eval_problems, True)
     both = len({p.prompt for p in problems} & {p.prompt for p in evaluated})
     if both:
@@ -436,137 +405,130 @@ def load_data(args, tokenizer, judges, log):
     return problems, evaluated
 
 
+# --------------------------------------------------------------------------------------------------
+# the parts of a step
+
+
 def problem_at(number, problems, seed):
     """The problem of prompt `number` of the run: each once per epoch, shuffled anew."""
     epoch, at = divmod(number, len(problems))
-    return problems[epoch_order(f"order-{seed}-{epoch}", len(problems))[at]]
+    order = list(problems)
+    random.Random(f"order-{seed}-{epoch}").shuffle(order)
+    return order[at]
 
 
-@cache
-def epoch_order(seed, size):
-    order = list(range(size))
-    random.Random(seed).shuffle(order)
-    return order
-
-
-def answer(policy, tokenizer, problems, numbers, judges, evaluation=False, audit=True):
-    """Answers to problems -> a list of Rollout per problem, with rewards, and with `audit` the
-    verdicts of all tests. Evaluation has a random stream of its own, the same every time."""
-    args = judges.args
+def sample(policy, tokenizer, problems, numbers, args):
+    """--group answers to each problem -> a list of Rollout each. An answer is a function of the
+    seed, the number of its prompt and its place in the group, on any number of ranks."""
     sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
-    sampling |= {"seed": args.seed, "max_new_tokens": args.max_new_tokens}
-    if evaluation:
-        sampling |= {"temperature": min(1.0, args.temperature), "seed": 10**9 + args.seed}
-    groups = rollout(
-        policy, tokenizer, problems, args.eval_group if evaluation else args.group, numbers,
-        args.extract, args.prompt_style, args.enable_thinking, **sampling,
+    return rollout(
+        policy, tokenizer, problems, args.group, numbers, args.extract, args.prompt_style,
+        args.enable_thinking, args.seed, max_new_tokens=args.max_new_tokens, **sampling,
     )  # fmt: skip
-    rollouts = [r for group in groups for r in group]
-    REWARDS[args.reward](rollouts, judges)
-    if audit:  # unless the reward has asked for all tests already
-        execute(judges.sandbox, [r for r in rollouts if r.verdict is None])
-    return groups
 
 
-def sample_step(policy, tokenizer, problems, cursor, step, judges, rank, world):
-    """The judged groups of a step, of which this rank has its share -> (groups, new cursor).
+def audit(groups, sandbox):
+    """Executes all tests of the programs of which the reward has not done so."""
+    execute(sandbox, [r for group in groups for r in group if r.verdict is None])
 
-    With --refill more prompts are drawn until --prompts groups carry a signal or the rounds are
-    used up. Prompts are numbers from `cursor` on, the same on any number of ranks.
-    """
-    args, groups, missing, rounds = judges.args, [], judges.args.prompts, 1 + judges.args.refill
-    audit = (step - 1) % args.audit_every == 0
-    while missing > 0 and rounds > 0:
-        numbers = range(cursor, cursor + missing)[rank::world]
-        asked = [problem_at(number, problems, args.seed) for number in numbers]
-        new = answer(policy, tokenizer, asked, numbers, judges, audit=audit)
-        set_advantages(new, args)
-        groups, cursor, rounds = groups + new, cursor + missing, rounds - 1
-        with_signal = torch.tensor(sum(has_signal(group) for group in new))
-        missing -= int(runs.total(with_signal))
-    return groups, cursor
+
+def evaluate(model, tokenizer, problems, judges, rank, world, every=1):
+    """--eval-group answers to every `every`-th problem, judged -> rows of metrics.evaluate. They
+    have a random stream of their own, the same every time."""
+    policy, args = cs.gathered(model), judges.args
+    settings = replace(args, group=args.eval_group, seed=10**9 + args.seed)
+    settings.temperature = min(1.0, args.temperature)
+
+    def answer(problems, numbers):
+        groups = sample(policy, tokenizer, problems, numbers, settings)
+        REWARDS[args.reward]([r for group in groups for r in group], judges)
+        audit(groups, judges.sandbox)
+        return groups
+
+    return metrics.evaluate(answer, problems, every, rank, world)
 
 
 def report(run, args, state, log):
     """Prints the held-out results and leaves them in result.json."""
-    result = {"n": args.eval_group, "before": metrics.by_part(state["before"])}
-    result["after"] = metrics.by_part(state["after"])
-    if run.rank == 0:
-        write_atomic(run.dir / "result.json", json.dumps(result))
-    log("\n" + "\n".join(metrics.final_table(state["before"], state["after"], args)))
+    before, after = state["before"], state["after"]
+    parts = {"before": metrics.by_part(before), "after": metrics.by_part(after)}
+    run.write_result({"n": args.eval_group, **parts})
+    log("\n" + "\n".join(metrics.final_table(before, after, args)))
     if state["cut_steps"]:
         log(f"in {state['cut_steps']} steps most answers were cut: raise --max-new-tokens")
     log(f"\npolicy: {run.checkpoint}")
+
+
+# --------------------------------------------------------------------------------------------------
 
 
 def main():
     args = arguments()
     rank, world, device = runs.setup(args.device)
     log = print if rank == 0 else lambda *_: None
-    if args.preset != "none":
-        log(PAPER_DIFFERENCES)
-    tokenizer = Tokenizer(args.policy)
-    run = Run(args, COLUMNS, input_list(args), rank)
+    tokenizer = cs.Tokenizer(args.policy)
+    run = runs.Run(args, COLUMNS, input_list(args), rank)
     with Sandbox(level=args.sandbox) as sandbox:
-        model = RewardModel(args.rm, device, sharded=True) if args.reward in ASK_MODEL else None
-        judges = Judges(model, sandbox, args)
+        asks_model = NEEDS.get(args.reward) == "model"
+        reward_model = cs.RewardModel(args.rm, device, sharded=True) if asks_model else None
+        judges = Judges(reward_model, sandbox, args)
         problems, eval_problems = load_data(args, tokenizer, judges, log)
-        stride = math.ceil(len(eval_problems) / EVAL_PROBLEMS)
 
-        state = run.load()
-        model = load_model(run.checkpoint if state else args.policy, "lm", None, device, True)
+        state = run.load() or {"step": 0, "cursor": 0, "cut_steps": 0}
+        path = run.checkpoint if run.checkpoint.exists() else args.policy
+        model = cs.load_model(path, "lm", None, device, sharded=True)
         model.checkpointing, reference = args.checkpointing, None
         if args.kl:  # frozen, so it needs no fp32 weights
             dtype = runs.compute_dtype(device)
-            reference = load_model(args.policy, "lm", dtype, device, True).requires_grad_(False)
-        optimizer = runs.adamw(model, device, args.lr, WEIGHT_DECAY)
-        write_model = partial(save_model, model, tokenizer)
-
-        def held_out(every):
-            judged = partial(answer, gathered(model), tokenizer, judges=judges, evaluation=True)
-            return metrics.evaluate(judged, eval_problems, every, rank, world)
-
-        if state:
-            run.load_optimizer(model, optimizer)
-            log(f"continuing {run.dir} at step {state['step']}")
-        else:
-            state = {"step": 0, "cursor": 0, "cut_steps": 0, "before": held_out(1)}
+            reference = cs.load_model(args.policy, "lm", dtype, device, True).requires_grad_(False)
+        optimizer = runs.adamw(model, device, args.lr, weight_decay=0.01)
+        held_out = partial(evaluate, model, tokenizer, eval_problems, judges, rank, world)
+        run.load_optimizer(model, optimizer)
+        if "before" not in state:
+            state["before"] = held_out()
         log(f"before: {metrics.audit_line(state['before'])}")
 
-        started, first = time.time(), state["step"]
-        with interruptible() as noted:
-            while state["step"] < args.steps:
-                step, tick = state["step"] + 1, time.time()
-                lr = args.lr * min(1.0, step / WARMUP)
-                runs.set_learning_rate(optimizer, lr)
-                # 1. Problems -> answers -> rewards -> advantages.
-                groups, state["cursor"] = sample_step(
-                    gathered(model), tokenizer, problems, state["cursor"], step, judges, rank, world
-                )
-                # 2. The clipped policy gradient.
-                row = update(model, reference, optimizer, groups, args, device, world)
-                # 3. Log, evaluate every so often, save.
-                samples = [r.row() | {"step": step} for group in groups for r in group]
-                samples = sorted(runs.gather_lists(samples), key=lambda sample: sample["number"])
-                row |= metrics.step_metrics(samples) | {"lr": lr, "seconds": time.time() - tick}
-                eta = (time.time() - started) / (step - first) * (args.steps - step)
-                log(metrics.step_line(step, args, row, eta))
-                if step % args.eval_every == 0:
-                    found = held_out(stride)
-                    row |= metrics.audit(found)
-                    log(f"  held out ({len(found)} problems): {metrics.audit_line(found)}")
-                run.append(samples)
-                run.log(step=step, **row)
-                state |= {"step": step, "after": None}
-                state["cut_steps"] += row["truncated"] > 0.5
-                stop = runs.gather_lists(noted)
-                if step % args.save_every == 0 or step == args.steps or stop:
-                    run.save(write_model, model, optimizer, state)
-                if stop:
-                    raise stop[0]
+        save = partial(run.save, partial(cs.save_model, model, tokenizer), model, optimizer, state)
+        for step in runs.steps(state, args.steps, args.save_every, save):
+            started, lr = time.time(), args.lr * min(1.0, step / WARMUP)
+            runs.set_learning_rate(optimizer, lr)
+            groups, missing = [], args.prompts
+            for _ in range(1 + args.refill):
+                # 1. Problems: prompts are numbered through the run, each rank takes its share.
+                numbers = range(state["cursor"], state["cursor"] + missing)
+                state["cursor"] += missing
+                mine = numbers[rank::world]
+                asked = [problem_at(number, problems, args.seed) for number in mine]
+                # 2. A group of answers to each -> rewards -> advantages.
+                new = sample(cs.gathered(model), tokenizer, asked, mine, args)
+                REWARDS[args.reward]([r for group in new for r in group], judges)
+                set_advantages(new, args)
+                groups += new
+                # --refill: draw more while too few groups, of all ranks, carry a signal.
+                with_signal = sum(any(r.advantage for r in group) for group in new)
+                missing -= int(runs.total(torch.tensor(with_signal)))
+                if missing <= 0:
+                    break
+            if (step - 1) % args.audit_every == 0:
+                audit(groups, sandbox)
+            # 3. The clipped policy gradient.
+            row = update(model, reference, optimizer, groups, args, device, world)
+            # 4. Log, evaluate every so often; the loop saves.
+            samples = [r.row() | {"step": step} for group in groups for r in group]
+            samples = sorted(runs.gather_lists(samples), key=lambda sample: sample["number"])
+            row |= metrics.step_metrics(samples) | {"lr": lr, "seconds": time.time() - started}
+            log(metrics.step_line(step, args, row, row["seconds"] * (args.steps - step)))
+            if step % args.eval_every == 0:
+                found = held_out(every=math.ceil(len(eval_problems) / EVAL_PROBLEMS))
+                row |= metrics.audit(found)
+                log(f"  held out ({len(found)} problems): {metrics.audit_line(found)}")
+            run.append(samples)
+            run.log(step=step, **row)
+            state["cut_steps"] += row["truncated"] > 0.5
+            state["after"] = None
         if not state.get("after"):
-            state["after"] = held_out(1)
-            run.save(write_model, model, optimizer, state)
+            state["after"] = held_out()
+            save()
     report(run, args, state, log)
 
 

@@ -2,9 +2,9 @@
 
     rank, world, device = setup()            # plain python, or a rank of torchrun
     run = Run(args, COLUMNS, [("--pairs", "pairs.jsonl")], rank)
-    if state := run.load():                  # the same command goes on where it was killed
-        run.load_optimizer(model, optimizer)
-    run.save(write_model, model, optimizer, {"step": 1})
+    state = run.load() or {"step": 0}        # the same command goes on where it was killed
+    run.load_optimizer(model, optimizer)
+    for step in steps(state, 100, 1, save):                        # save() calls run.save(...)
 
 Every rank makes the same calls.
 """
@@ -179,11 +179,12 @@ def clip_gradients(model, max_norm):
 # run folders: what the trainers leave behind, and how the same command goes on after a kill
 
 
-@contextlib.contextmanager
-def interruptible():
-    """In `with interruptible() as noted:` Ctrl-C and SIGTERM append the exception to raise to
-    `noted`, so that a trainer can finish the step in flight and save. A second one acts at once."""
-    noted = []
+def steps(state, last, save_every, save):
+    """`for step in steps(...)`: the steps after state["step"], which counts them, up to `last`;
+    `save()` is called every so many and after the last. On Ctrl-C or SIGTERM, on any rank, the step
+    in flight is finished and saved, then KeyboardInterrupt or Terminated is raised on all ranks; a
+    second signal acts at once."""
+    noted = []  # the exceptions to raise
 
     def note(number, frame):
         noted.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
@@ -194,7 +195,14 @@ def interruptible():
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield noted
+        while state["step"] < last:
+            yield state["step"] + 1
+            state["step"] += 1
+            stop = gather_lists(noted)
+            if state["step"] % save_every == 0 or state["step"] == last or stop:
+                save()
+            if stop:
+                raise stop[0]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -234,13 +242,7 @@ class Run:
         rows = [row for row in self._lines(self.metrics)[1:] if int(row.split(",")[0]) <= step]
         write_atomic(self.metrics, "\n".join([",".join(self.columns), *rows, ""]))
         if self.answers.exists():
-            rows = [row for row in self.samples() if row.get("step", 0) <= step]
-            write_jsonl(self.answers, rows)
-
-    def _flags(self, args):
-        """{flag: value} of the arguments that must stay as they are."""
-        kept = {name: value for name, value in args.items() if name not in self.may_differ}
-        return {f"--{name.replace('_', '-')}": value for name, value in kept.items()}
+            write_jsonl(self.answers, [r for r in self.samples() if r.get("step", 0) <= step])
 
     def _start_over(self, args, inputs):
         """Removes what runs write and nothing else; refuses if an input lies in the folder."""
@@ -263,8 +265,13 @@ class Run:
                 if old.get(name, value) != value:  # a flag that the run did not have binds nothing
                     text = f"{self.dir} was started with {name} {old[name]}, now it is {value}"
                     raise UserError(f"{text}: give what it was, {START_OVER}")
-        about = {"args": args, "inputs": hashes, "torch": torch.__version__}
-        write_atomic(path, json.dumps(about | {"python": sys.version}, indent=1) + "\n")
+        about = {"args": args, "inputs": hashes, "torch": torch.__version__, "python": sys.version}
+        write_atomic(path, json.dumps(about, indent=1) + "\n")
+
+    def _flags(self, args):
+        """{flag: value} of the arguments that must stay as they are."""
+        names = [name for name in args if name not in self.may_differ]
+        return {f"--{name.replace('_', '-')}": args[name] for name in names}
 
     def log(self, **row):
         """Appends a row to metrics.csv; a column that this step does not have is an empty cell."""
@@ -276,6 +283,10 @@ class Run:
         """Appends dicts to samples.jsonl."""
         # ASCII: a line ends where its row ends, whatever a program contains.
         self._append(self.answers, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_result(self, result):
+        if self.rank == 0:
+            write_atomic(self.dir / "result.json", json.dumps(result) + "\n")
 
     def _append(self, path, text):
         if self.rank == 0:
@@ -294,7 +305,6 @@ class Run:
         """Writes checkpoint/ whole or not at all. All ranks call it. `write_model(folder)` gathers
         the weights on all ranks before rank 0 writes them; `state` is a dict with "step" and what
         else JSON holds. Raises UserError."""
-        text = json.dumps(state)  # or TypeError, before anything is written
         moments = {
             f"{name}.{key}": local(value).contiguous()  # of a tensor the rows of this rank
             for name, p in model.named_parameters()
@@ -310,7 +320,7 @@ class Run:
                 for path in filter(Path.is_file, self.new.rglob("*")):
                     with open(path, "rb+") as file:
                         os.fsync(file.fileno())
-                write_atomic(self.new / "state.json", text)
+                write_atomic(self.new / "state.json", json.dumps(state))
                 self._finish_save()
 
     def _finish_save(self):
@@ -321,14 +331,19 @@ class Run:
         shutil.rmtree(self.new, ignore_errors=True)  # of a save that was killed or failed
 
     def load(self):
-        """-> `state` of the last complete step, or None."""
+        """-> `state` of the last complete step, or None where there is no checkpoint."""
         path = self.checkpoint / "state.json"
         return json.loads(path.read_text()) if self.checkpoint.exists() else None
 
     def load_optimizer(self, model, optimizer):
-        """Step counts and moments of the checkpoint, which any number of ranks wrote on any
-        device; learning rate, decay and kernel stay those of this command. Raises UserError."""
+        """Step counts and moments of the checkpoint, which any number of ranks wrote on any device;
+        learning rate, decay and kernel stay those of this command. Does nothing where there is no
+        checkpoint. Raises UserError."""
         folder = self.checkpoint / "optimizer"
+        if not self.checkpoint.exists():
+            return
+        if self.rank == 0:
+            print(f"continuing {self.dir} at step {self.load()['step']}")
         with explain(f"{folder} is damaged", START_OVER):
             files = [safe_open(file, "pt") for file in sorted(folder.iterdir())]
             if not files[0].keys():

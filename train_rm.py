@@ -1,30 +1,23 @@
 """Train the reward model: pairwise (Bradley-Terry) loss on preference pairs from verified problems.
 
     torchrun train_rm.py                                # the toy run: collect pairs, then train
-    torchrun train_rm.py --collect-only                 # only collect pairs
     torchrun train_rm.py --policy out/a out/b           # sample programs from several policies
     torchrun train_rm.py --candidates mutants --problems mbpp:FILE.jsonl     # no policy at all
     torchrun train_rm.py --pairs codescalerpair:FILE.jsonl                   # pairs that exist
 
-One GPU of 80 GB, and one node of eight (estimated; rates and batches after published recipes):
-
-    torchrun train_rm.py --init Skywork/Skywork-Reward-V2-Qwen3-1.7B --pairs codescalerpair:FILE \\
-        --epochs 1 --lr 4e-6 --batch 128 --token-budget 32768 --checkpointing --save-every 50
-    torchrun --nproc-per-node 8 train_rm.py --init Skywork/Skywork-Reward-V2-Qwen3-8B \\
-        --pairs codescalerpair:FILE --epochs 1 --lr 2e-6 --batch 256 --token-budget 32768 \\
-        --checkpointing --save-every 50
-
-`python train_rm.py` does the same on one process. The toy run takes about 4 minutes on 2 CPU cores.
-It prints the funnel from problems to pairs, a line a step, and a table: held-out accuracy before
-and after, beside "longer wins" and "shorter wins", and whether the score follows execution. The run
-folder (--out) holds args.json, metrics.csv, samples.jsonl, pairs.jsonl, result.json and
-checkpoint/. The same command goes on after a kill. Shapes: P pairs, B programs of one prompt.
+`python train_rm.py` does the same on one process; the README has the command for eight GPUs. (For
+1.7B on one GPU published recipes suggest --lr 4e-6 --batch 128.) The toy run takes about 4 minutes
+on 2 CPU cores. It prints the funnel from problems to pairs, a line a step, and a table: held-out
+accuracy before and after, beside "longer wins" and "shorter wins", and whether the score follows
+execution. The run folder (--out) holds args.json, metrics.csv, samples.jsonl, pairs.jsonl,
+result.json and checkpoint/. The same command goes on after a kill. Shapes: P pairs, B programs of
+one prompt.
 """
 
-import json
 import math
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -33,31 +26,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import codescaler as cs
 import hub
 import metrics
 import runs
-from codescaler import (
-    RewardModel,
-    Tokenizer,
-    check_model,
-    continue_prompt,
-    cut_rows,
-    gathered,
-    load_model,
-    read_prompt,
-    reward_input_ids,
-    save_model,
-    training_passes,
-)
-from common import (
-    UserError,
-    check_choice,
-    check_least,
-    parse_args,
-    run_cli,
-    write_atomic,
-    write_jsonl,
-)
+from common import UserError, check_choice, check_least, parse_args, run_cli, write_jsonl
 from pairs import (
     NOT_GRADED,
     Rollout,
@@ -70,7 +43,6 @@ from pairs import (
     split_pairs,
 )
 from problems import input_files, load_problems, verified
-from runs import Run, interruptible
 from sandbox import Sandbox
 
 COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,tokens,seconds"
@@ -149,57 +121,50 @@ class EncodedPair(NamedTuple):
 
 
 def encode_pairs(tokenizer, pairs, max_length, log):
-    """[Pair] -> ([EncodedPair], the pairs that were kept). What cannot be learned is left out and
-    counted aloud: prompts without room for a program, sides that read the same once cut."""
-    encoded, kept, overlong, same, cut = [], [], 0, 0, 0
+    """[Pair] -> {Pair: EncodedPair}. What cannot be learned is left out and counted aloud: prompts
+    without room for a program, sides that read the same once cut."""
+    encoded, notes = {}, Counter()
     for pair in pairs:
+        read = partial(cs.reward_input_ids, tokenizer, pair.prompt, max_length=max_length)
         try:
-            sides = [
-                reward_input_ids(tokenizer, pair.prompt, code, max_length)
-                for code in (pair.chosen, pair.rejected)
-            ]
+            prompt, chosen, cut_chosen = read(pair.chosen)
+            _, rejected, cut_rejected = read(pair.rejected)
         except UserError:
-            overlong += 1
+            notes[f"pairs left out: prompt over --max-length {max_length}"] += 1
             continue
-        (prompt, chosen, cut_chosen), (_, rejected, cut_rejected) = sides
         if chosen == rejected:
-            same += 1
+            notes["pairs left out: both sides read the same"] += 1
             continue
-        cut += cut_chosen + cut_rejected
-        encoded.append(EncodedPair(tuple(prompt), tuple(chosen), tuple(rejected), problem_of(pair)))
-        kept.append(pair)
-    for count, what in (
-        (overlong, f"pairs left out: prompt over --max-length {max_length}"),
-        (same, "pairs left out: both sides read the same"),
-        (cut, f"programs cut to fit --max-length {max_length}"),
-    ):
-        if count:
-            log(f"{count} {what}")
-    return encoded, kept
+        if cut_chosen or cut_rejected:
+            notes[f"programs cut to fit --max-length {max_length}"] += cut_chosen + cut_rejected
+        ids = map(tuple, (prompt, chosen, rejected))
+        encoded[pair] = EncodedPair(*ids, problem_of(pair))
+    for what, count in notes.items():
+        log(f"{count} {what}")
+    return encoded
 
 
 def micro_batches(pairs, token_budget):
     """[EncodedPair] -> [(prompt ids, its micro-batches: lists of pairs that fit one pass)]."""
+
+    def size(pair):  # padded tokens of a pair in a pass, at most: others may share its programs
+        return 2 * max(len(pair.chosen), len(pair.rejected))
+
     by_prompt = {}
     for pair in pairs:
         by_prompt.setdefault(pair.prompt, []).append(pair)
     return [
-        (list(prompt), cut_rows(group, pair_length, token_budget - len(prompt)))
+        (list(prompt), cs.cut_rows(group, size, token_budget - len(prompt)))
         for prompt, group in by_prompt.items()
     ]
 
 
-def pair_length(pair):
-    """Padded tokens of a pair in a pass, at most: two rows, which other pairs may share."""
-    return 2 * max(len(pair.chosen), len(pair.rejected))
-
-
-def score_pairs(model, prompt, pairs, past=None):
+def score_pairs(model, prompt, pairs, past):
     """P pairs of one prompt -> scores [P] of the chosen and of the rejected programs. The prompt is
     computed once, and so is a program that stands in several pairs."""
     programs = list(dict.fromkeys(side for p in pairs for side in (p.chosen, p.rejected)))
     place = {program: i for i, program in enumerate(programs)}
-    score_B = model.score(*continue_prompt(model, prompt, programs, past))
+    score_B = model.score(*cs.continue_prompt(model, prompt, programs, past))
     return score_B[[place[p.chosen] for p in pairs]], score_B[[place[p.rejected] for p in pairs]]
 
 
@@ -210,7 +175,7 @@ def update(model, optimizer, pairs, args, rank=0, world=1):
     sums = 0.0
     share = slice(rank * len(pairs) // world, (rank + 1) * len(pairs) // world)
     mine = micro_batches(pairs[share], args.token_budget)
-    for prompt, past, batch in training_passes(model, mine):
+    for prompt, past, batch in cs.training_passes(model, mine):
         # A rank without a batch of its own takes part with weight 0.
         rows = batch or [EncodedPair((), (0,), (0,), "")]
         chosen_P, rejected_P = score_pairs(model, prompt, rows, past)
@@ -226,6 +191,12 @@ def update(model, optimizer, pairs, args, rank=0, world=1):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return [*runs.total(sums).tolist(), grad_norm, skipped]
+
+
+def count_tokens(pairs):
+    """Tokens of a step: a prompt, or a program of it, counts once however many pairs share it."""
+    programs = {(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)}
+    return sum(map(len, {pair.prompt for pair in pairs})) + sum(len(side) for _, side in programs)
 
 
 def learning_rate(step, total_steps, peak):
@@ -259,17 +230,26 @@ def batch_of(step, problems, batch, seed):
 # pairs: of a file, or collected
 
 
+def get_pairs(args, run, device, log, rank, world):
+    """The pairs of --pairs, of an earlier start of this run, or collected now."""
+    if args.pairs:
+        return load_pairs(args.pairs, args.limit, log)
+    if any(runs.gather_lists([(run.dir / "pairs.jsonl").exists()])):  # all ranks agree
+        return load_pairs(str(run.dir / "pairs.jsonl"))
+    return collect_pairs(args, run, device, log, rank, world)
+
+
 def collect_pairs(args, run, device, log, rank, world):
     """Programs for --problems, executed -> pairs. samples.jsonl keeps what was done, so that a
     killed collection goes on."""
-    done = {}
-    for row in runs.gather_lists(run.samples() if rank == 0 else []):
-        done.setdefault((row["policy"], row["problem"]), []).append(Rollout.from_row(row))
-    if done:  # the last problem may lack rows: it is done again
-        done.popitem()
+    rows = runs.gather_lists(run.samples() if rank == 0 else [])
+    samples = [Rollout.from_row(row) for row in rows]
+    if samples:  # the last problem may lack rows: it is done again
+        torn = samples[-1].policy, samples[-1].problem.id
+        samples = [r for r in samples if (r.policy, r.problem.id) != torn]
         if rank == 0:
-            rows = [r.row() for group in done.values() for r in group]
-            write_jsonl(run.dir / "samples.jsonl", rows)
+            write_jsonl(run.dir / "samples.jsonl", [r.row() for r in samples])
+    done = {(r.policy, r.problem.id) for r in samples}
     problems = load_problems(args.problems, args.limit, args.min_tests, log=log)
     tested, funnel = [p for p in problems if p.tests], []
     if args.decontaminate:
@@ -281,47 +261,22 @@ def collect_pairs(args, run, device, log, rank, world):
             tested = verified(tested, sandbox, log)
         if not tested:
             raise UserError(f"--problems {args.problems}: none has tests that verify a program")
-        policies = len(args.policy) if args.candidates == "policy" else 1
-        size = len(tested) * policies
+        size = len(tested) * (len(args.policy) if args.candidates == "policy" else 1)
         bar = tqdm(total=size, initial=len(done), desc="collecting", unit="problem", disable=None)
-        for chunk in collect(tested, args, sandbox, set(done), device, rank, world):
+        for chunk in collect(tested, args, sandbox, done, device, rank, world):
             run.append([r.row() for r in chunk])
-            for r in chunk:
-                done.setdefault((r.policy, r.problem.id), []).append(r)
+            samples += chunk
             bar.update(len({r.problem.id for r in chunk}))
         bar.close()
-    pairs, rows = make_pairs([r for group in done.values() for r in group], args, args.seed)
+    pairs, rows = make_pairs(samples, args, args.seed)
     if rank == 0:
         print_funnel(funnel + rows)
         write_jsonl(run.dir / "pairs.jsonl", pairs)
     return pairs
 
 
-def get_pairs(args, run, device, log, rank, world):
-    """The pairs of --pairs, of an earlier start of this run, or collected now."""
-    if args.pairs:
-        return load_pairs(args.pairs, args.limit, log)
-    if any(runs.gather_lists([(run.dir / "pairs.jsonl").exists()])):
-        return load_pairs(str(run.dir / "pairs.jsonl"))
-    return collect_pairs(args, run, device, log, rank, world)
-
-
 # --------------------------------------------------------------------------------------------------
-# evaluation
-
-
-@torch.no_grad()
-def evaluate(model, pairs, token_budget, rank=0, world=1):
-    """Scores of held-out pairs: [(chosen, rejected)] in the order of `pairs`. Each rank scores its
-    share, with a gathered model."""
-    number, scores = {id(pair): i for i, pair in enumerate(pairs)}, []
-    for prompt, batches in micro_batches(pairs[rank::world], token_budget):
-        past = read_prompt(model, prompt)
-        for batch in batches:
-            chosen_P, rejected_P = score_pairs(model, prompt, batch, past)
-            found = zip(batch, chosen_P.tolist(), rejected_P.tolist(), strict=True)
-            scores += [(number[id(pair)], c, r) for pair, c, r in found]
-    return [(c, r) for _, c, r in sorted(runs.gather_lists(scores))]
+# evaluation: does the score rank held-out programs right?
 
 
 def held_out_programs(run, held_out):
@@ -339,46 +294,49 @@ def held_out_programs(run, held_out):
     return [(*program, passed) for program, passed in found.items()]
 
 
-def report(args, run, held_out, before, after, device, skipped):
-    """Prints what was learned and leaves result.json in the run folder."""
-    lines, result = metrics.interval_rows(metrics.accuracies(held_out, before, after))
+def raw_scores(path, items, args, device, rank, world):
+    """{(prompt, code): score} by the model in a folder, of which each rank scores its share."""
+    items = list(dict.fromkeys(items))
+    if "score.weight" not in hub.stored_tensors(hub.model_folder(path)):
+        return dict.fromkeys(items, 0.0)  # a policy: training began with a head of zeros
+    model = cs.RewardModel(path, device)
+    model.max_length = args.max_length  # both models read what was trained on
+    mine = items[rank * len(items) // world : (rank + 1) * len(items) // world]
+    return dict(runs.gather_lists([*zip(mine, model.score_many(mine))]))
+
+
+def report(args, run, held_out, skipped, device, rank, world, log):
+    """Scores the held-out pairs and programs with the model as it was and as it was saved, prints
+    the table and leaves it in result.json."""
+    programs = runs.gather_lists(held_out_programs(run, held_out) if rank == 0 else [])
+    items = [(p.prompt, code) for p in held_out for code in (p.chosen, p.rejected)]
+    items += [(prompt, code) for _, prompt, code, _ in programs]
+    sides, aucs = [], {}
+    for name, path in (("initialisation", args.init), ("fine-tuned", run.checkpoint)):
+        score = raw_scores(path, items, args, device, rank, world)
+        sides.append([(score[p.prompt, p.chosen], score[p.prompt, p.rejected]) for p in held_out])
+        if any(score.values()):  # else a head of zeros, with an AUC of a half
+            values = [score[prompt, code] for _, prompt, code, _ in programs]
+            aucs[f"AUC within a problem, {name}"] = metrics.auc_rows(programs, values)
+    rows = metrics.accuracies(held_out, *sides) | {name: v for name, v in aucs.items() if v}
+    lines, result = metrics.interval_rows(rows)
     problems = len({problem_of(pair) for pair in held_out})
-    print(f"\n{len(held_out)} held-out pairs of {problems} problems; {args.init} is where it began")
-    print(f"{'pair accuracy':<40}{'':>9}   95% interval over problems")
-    print("\n".join(lines))
-    programs = held_out_programs(run, held_out)
-    models = {"initialisation": args.init, "fine-tuned": run.checkpoint}
-    for name, path in models.items():
-        if "score.weight" not in hub.stored_tensors(hub.model_folder(path)):
-            continue  # it began as a policy, with a head of zeros
-        model = RewardModel(path, device)
-        rows = metrics.auc_rows(
-            programs, model.score_many([(prompt, code) for _, prompt, code, _ in programs])
-        )
-        if rows:
-            found, values = metrics.interval_rows({f"AUC within a problem, {name}": rows})
-            print("\n".join(found))
-            result |= values
+    log(f"\n{len(held_out)} held-out pairs of {problems} problems; {args.init} is where it began")
+    log(f"{'pair accuracy':<40}{'':>9}   95% interval over problems")
+    log("\n".join(lines))
     result |= {"pairs": len(held_out), "programs": len(programs), "skipped": skipped}
-    write_atomic(run.dir / "result.json", json.dumps(result, indent=1))
-    print(f"\nreward model: {run.checkpoint}")
+    run.write_result(result)
+    log(f"\nreward model: {run.checkpoint}")
 
 
-def log_step(run, log, step, steps, loss, accuracy, margin, grad_norm, lr, batch, tick, eta):
-    """A line on the screen and a row of metrics.csv. Tokens are those that are computed: a prompt
-    counts once for all the pairs of a step that share it."""
-    prompts = {pair.prompt for pair in batch}
-    programs = {(pair.prompt, side) for pair in batch for side in (pair.chosen, pair.rejected)}
-    tokens = sum(map(len, prompts)) + sum(len(side) for _, side in programs)
-    seconds = time.time() - tick
-    log(
-        f"step {step}/{steps} | loss {loss:.3f} | acc {accuracy:.2f} | margin {margin:.2f} | "
-        f"gnorm {grad_norm:.2f} | {tokens / seconds / 1000:.1f}k tok/s | "
-        f"eta {metrics.format_eta(eta)}"
-        + ("" if math.isfinite(grad_norm) else " | skipped: gradient not finite")
-    )
-    run.log(step=step, loss=loss, accuracy=accuracy, margin=margin, grad_norm=grad_norm, lr=lr,
-            tokens=tokens, seconds=seconds)  # fmt: skip
+def step_line(step, steps, row):
+    """What is printed of a step."""
+    return (
+        f"step {step}/{steps} | loss {row['loss']:.3f} | acc {row['accuracy']:.2f} | "
+        f"margin {row['margin']:.2f} | gnorm {row['grad_norm']:.2f} | "
+        f"{row['tokens'] / row['seconds'] / 1000:.1f}k tok/s | "
+        f"eta {metrics.format_eta(row['seconds'] * (steps - step))}"
+    ) + ("" if math.isfinite(row["grad_norm"]) else " | skipped: gradient not finite")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -401,62 +359,52 @@ def main():
     args = arguments()
     rank, world, device = runs.setup(args.device)
     log = print if rank == 0 else lambda *_: None
-    tokenizer = Tokenizer(args.init)
-    check_model(args.init, "score")
-    inputs = [("--init", file) for file in hub.weight_files(args.init)]
-    inputs += input_files("--pairs", args.pairs) if args.pairs else []
-    inputs += [] if args.pairs else input_files("--problems", args.problems)
-    run = Run(args, COLUMNS, inputs, rank)
+    tokenizer = cs.Tokenizer(args.init)
+    cs.check_model(args.init, "score")
+    data = ("--pairs", args.pairs) if args.pairs else ("--problems", args.problems)
+    inputs = [("--init", file) for file in hub.weight_files(args.init)] + input_files(*data)
+    run = runs.Run(args, COLUMNS, inputs, rank)
+    # 1. Pairs, as texts and as the model reads them; some problems' are held out.
     pairs = get_pairs(args, run, device, log, rank, world)
     if args.collect_only:
         log(f"{len(pairs)} pairs: {run.dir / 'pairs.jsonl'}")
         return
-    encoded, pairs = encode_pairs(tokenizer, pairs, args.max_length, log)
-    train_pairs, held_out = split_pairs(pairs, args.held_out, args.seed)
-    as_read = {id(pair): row for pair, row in zip(pairs, encoded, strict=True)}
-    train, test = ([as_read[id(pair)] for pair in part] for part in (train_pairs, held_out))
-    log(f"{len(pairs)} pairs: {len(train)} to train on, {len(test)} of held-out problems")
-    if len(train) < args.batch or not test:
+    encoded = encode_pairs(tokenizer, pairs, args.max_length, log)
+    pairs = [pair for pair in pairs if pair in encoded]
+    train, held_out = split_pairs(pairs, args.held_out, args.seed)
+    log(f"{len(pairs)} pairs: {len(train)} to train on, {len(held_out)} of held-out problems")
+    if len(train) < args.batch or not held_out:
         raise UserError(
-            f"{len(train)} training and {len(test)} held-out pairs are too few for --batch "
+            f"{len(train)} training and {len(held_out)} held-out pairs are too few for --batch "
             f"{args.batch}: give more --pairs, --problems or --group, in another --out"
         )
-    steps = args.steps or max(1, int(args.epochs * (len(train) // args.batch)))
+    train = [encoded[pair] for pair in train]
     problems = [pair.problem for pair in train]
+    steps = args.steps or max(1, int(args.epochs * (len(train) // args.batch)))
 
-    state = run.load()
-    model = load_model(run.checkpoint if state else args.init, "score", None, device, True)
+    state = run.load() or {"step": 0, "skipped": 0}
+    path = run.checkpoint if run.checkpoint.exists() else args.init
+    model = cs.load_model(path, "score", None, device, sharded=True)
     model.checkpointing = args.checkpointing
     optimizer = runs.adamw(model, device, args.lr, weight_decay=0.01, betas=(0.9, 0.95))
-    if state:
-        run.load_optimizer(model, optimizer)
-        log(f"continuing {run.dir} at step {state['step']}")
-    else:
-        before = evaluate(gathered(model), test, args.token_budget, rank, world)
-        state = {"step": 0, "skipped": 0, "before": before}
-    started, first = time.time(), state["step"]
-    with interruptible() as noted:
-        while state["step"] < steps:
-            step, tick = state["step"] + 1, time.time()
-            batch = [train[i] for i in batch_of(step - 1, problems, args.batch, args.seed)]
-            lr = learning_rate(step - 1, steps, args.lr)
-            runs.set_learning_rate(optimizer, lr)
-            loss, accuracy, margin, grad_norm, skipped = update(
-                model, optimizer, batch, args, rank, world
-            )
-            log_step(run, log, step, steps, loss, accuracy, margin, grad_norm, lr, batch, tick,
-                     (time.time() - started) / (step - first) * (steps - step))  # fmt: skip
-            state |= {"step": step, "skipped": state["skipped"] + skipped}
-            stop = runs.gather_lists(noted)
-            if step % args.save_every == 0 or step == steps or stop:
-                write_model = partial(save_model, model, tokenizer, max_length=args.max_length)
-                run.save(write_model, model, optimizer, state)
-            if stop:
-                raise stop[0]
-    after = evaluate(gathered(model), test, args.token_budget, rank, world)
-    del model, optimizer  # room for the reward models that are read back
-    if rank == 0:
-        report(args, run, held_out, state["before"], after, device, state["skipped"])
+    run.load_optimizer(model, optimizer)
+    write_model = partial(cs.save_model, model, tokenizer, max_length=args.max_length)
+    save = partial(run.save, write_model, model, optimizer, state)
+    for step in runs.steps(state, steps, args.save_every, save):
+        started, lr = time.time(), learning_rate(step - 1, steps, args.lr)
+        runs.set_learning_rate(optimizer, lr)
+        # 2. A batch of pairs -> the pairwise loss -> a step.
+        batch = [train[i] for i in batch_of(step - 1, problems, args.batch, args.seed)]
+        found = update(model, optimizer, batch, args, rank, world)
+        # 3. Log; the loop saves.
+        row = dict(zip(("loss", "accuracy", "margin", "grad_norm"), found))
+        row |= {"lr": lr, "tokens": count_tokens(batch), "seconds": time.time() - started}
+        log(step_line(step, steps, row))
+        run.log(step=step, **row)
+        state["skipped"] += found[-1]
+    # 4. Does it rank right? What was saved is read back.
+    del model, optimizer, write_model, save  # room for it
+    report(args, run, held_out, state["skipped"], device, rank, world, log)
 
 
 if __name__ == "__main__":

@@ -334,7 +334,6 @@ def check_train_rm(m, watch):
         assert p.dtype == moment.dtype == torch.float32 and p.is_cuda and moment.is_cuda
     copy = m.codescaler.gathered(model)
     assert copy.model.norm.weight.dtype == torch.bfloat16 and copy.score.weight.dtype == p.dtype
-    assert m.train_rm.evaluate(copy, pairs(m, 3, 9, 20), 60, 0, 8)
     shutil.rmtree(args.out)
 
 

@@ -1,7 +1,7 @@
-"""Rewards, advantage, loss, update and audit: grpo.py and metrics.py.    pytest tests/test_grpo.py
+"""Rewards, advantage, loss, update and audit: grpo.py and metrics.py. Log-probabilities, padding
+and stop tokens are in test_model.py, ranks in test_ranks.py, going on after a kill in test_runs.py.
 
-Sampled and trained log-probabilities, padding and stop tokens are in test_model.py, means over
-ranks in test_ranks.py, going on after a kill in test_runs.py.
+pytest tests/test_grpo.py
 """
 
 import dataclasses
@@ -50,25 +50,11 @@ def test_advantages_worked_examples(rewards, wanted):
     assert group_advantages(torch.tensor(rewards)).tolist() == pytest.approx(wanted, abs=1e-4)
 
 
-def test_advantages_equal_trl():
-    """TRL's cases differ from ours in eps alone (1e-4 outside the root); "none" is Dr. GRPO."""
-    checked = set()
-    for case in json.loads((GOLDEN / "advantages.json").read_text()):
-        kind, given, wanted = case["scale_rewards"], case["rewards"], case["advantages"]
-        for i in range(0, len(given) if kind != "batch" else 0, 4):
-            known = [j for j in range(i, i + 4) if given[j] is not None]
-            rewards = torch.tensor([given[j] for j in known], dtype=torch.float64)
-            ours = group_advantages(rewards, kind == "group", std_floor=0.0, eps=1e-4)
-            assert ours.tolist() == pytest.approx([wanted[j] for j in known], abs=1e-6)
-            checked.add(kind)
-    assert checked == {"group", "none"}
-
-
-@pytest.mark.parametrize("std_norm, wanted", [(True, [1.1547, 0, -0.5774, -0.5774]),
-                                              (False, [2 / 3, 0, -1 / 3, -1 / 3])])  # fmt: skip
-def test_unknown_rewards_are_left_out_of_the_mean(std_norm, wanted):
+@pytest.mark.parametrize("std_norm, std", [(True, 0.57735), (False, 1.0)])
+def test_unknown_rewards_are_left_out_of_the_mean(std_norm, std):
     group = [Rollout(PROBLEM, reward=reward) for reward in (1.0, None, 0.0, 0.0)]
     grpo.set_advantages([group], args(std_norm=std_norm))
+    wanted = [2 / 3 / std, 0, -1 / 3 / std, -1 / 3 / std]
     assert [r.advantage for r in group] == pytest.approx(wanted, abs=1e-3)
 
 
@@ -94,25 +80,26 @@ def executed(monkeypatch):
     return runs
 
 
-def rewards_of(programs, audit=True, scores=(), **flags):
+def rewards_of(programs, scores=(), **flags):
+    """-> (rewards, verdicts of the reward, verdicts of the audit)."""
     asked, rollouts = [], [Rollout(TESTED, code=code) for code in programs]
     score_many = lambda items: (asked.extend(items), list(scores))[1]  # noqa: E731
-    judges = grpo.Judges(SimpleNamespace(score_many=score_many), None, args(**flags))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpo, "rollout", lambda *_, **__: [rollouts])
-        grpo.answer(None, None, [TESTED], [0], judges, audit=audit)
+    settings = args(**flags)
+    judges = grpo.Judges(SimpleNamespace(score_many=score_many), None, settings)
+    grpo.REWARDS[settings.reward](rollouts, judges)
     assert asked == [("statement", code) for code in programs if code] or not scores
-    return [r.reward for r in rollouts], [r.verdict for r in rollouts]
+    seen = [r.verdict for r in rollouts]
+    grpo.audit([rollouts], None)
+    return [r.reward for r in rollouts], seen, [r.verdict for r in rollouts]
 
 
 def test_rewards_of_the_reward_model(executed):
     programs, scores = ["pass", "wrong_answer", None, "timeout"], [3.0, -30.0, 900.0]
-    rewards, verdicts = rewards_of(programs, reward="rm", scores=scores)
+    rewards, seen, audited = rewards_of(programs, scores)
     softplus = [math.log1p(math.exp(3.0)), math.exp(-30.0), 0.0, 900.0]
     assert rewards == pytest.approx(softplus, rel=1e-5) and rewards[1] > 0
-    assert verdicts == ["pass", "wrong_answer", "invalid", "timeout"] and executed == [(6, True)]
-    raw = rewards_of(programs, reward="rm", shaping="raw", scores=scores, audit=False)
-    assert raw == ([3.0, -30.0, 0.0, 900.0], [None] * 4) and len(executed) == 1
+    assert seen == [None] * 4 and audited == ["pass", "wrong_answer", "invalid", "timeout"]
+    assert rewards_of(programs, scores, shaping="raw")[0] == [3.0, -30.0, 0.0, 900.0]
 
 
 def test_rewards_of_tests(executed):
@@ -123,13 +110,13 @@ def test_rewards_of_tests(executed):
 
 
 def test_a_reward_that_sees_few_tests_is_audited_with_all(executed):
-    assert rewards_of(["pass"], reward="exec", reward_tests=2) == ([1.0], ["pass"])
-    assert executed == [(2, True), (6, True)]
+    found = rewards_of(["pass"], reward="exec", reward_tests=2)
+    assert found == ([1.0], [None], ["pass"]) and executed == [(2, True), (6, True)]
     few = []
     for seed in (0, 0, 1):
         judges = grpo.Judges(None, None, args(reward_tests=2, seed=seed))
-        (r,) = grpo.run_seen_tests([Rollout(TESTED, code="pass")], judges)
-        few.append(r.problem.tests.cases)
+        ((_, seen),) = grpo.run_seen_tests([Rollout(TESTED, code="pass")], judges)
+        few.append(seen.problem.tests.cases)
     assert few[0] == few[1] != few[2]
 
 
@@ -162,26 +149,22 @@ def test_an_exploding_ratio_stays_finite():
 
 
 def test_loss_equals_trl():
-    """Losses and gradients of TRL's GRPOTrainer for what is built here: token-level ratio, with and
-    without k3 KL, all three denominators."""
-    data, checked = load_file(GOLDEN / "grpo.safetensors"), set()
-    norms = {"bnpo": "token", "dapo": "token", "grpo": "seq", "dr_grpo": "const"}
+    """Losses and gradients of TRL's GRPOTrainer: with and without k3 KL, all three denominators,
+    and the bound for bad tokens, which it calls delta."""
+    data, norms = load_file(GOLDEN / "grpo.safetensors"), {"grpo": "seq", "dr_grpo": "const"}
     for i, case in enumerate(json.loads((GOLDEN / "grpo.json").read_text())):
-        corrected = case["beta"] and case["use_bias_correction_kl"]
-        if case["loss_type"] not in norms or case["delta"] is not None or corrected:
-            continue
-        if case["importance_sampling_level"] != "token":
-            continue
         logp, mask = data["logps"].clone().requires_grad_(), data["mask"]
         old = data["old_logps"] if case["use_old_logps"] else logp.detach()
-        weight = token_weights(mask, norms[case["loss_type"]], len(mask), int(mask.sum()), 16)
-        loss, _ = grpo_loss(logp, old, data["advantages"], weight, 0.2, 0.28, kl=case["beta"],
-                            ref_logp_BT=data["ref_logps"])  # fmt: skip
+        norm = norms.get(case["loss_type"], "token")
+        weight = token_weights(mask, norm, len(mask), int(mask.sum()), 16)
+        loss, _ = grpo_loss(
+            logp, old, data["advantages"], weight, dual_clip=case["delta"] or 0.0,
+            kl=case["beta"], ref_logp_BT=data["ref_logps"],
+        )  # fmt: skip
         loss.backward()
         assert torch.allclose(loss, data[f"loss.{i}"], atol=1e-10)
         assert torch.allclose(logp.grad, data[f"grad.{i}"], atol=1e-10)
-        checked.add((case["loss_type"], bool(case["beta"])))
-    assert checked >= {(name, kl) for name in norms for kl in (False, True)}
+    assert i == 16
 
 
 # --------------------------------------------------------------------------------------------------
@@ -206,15 +189,13 @@ def small_model(noise=0.0):
 def sampled(shift=0.0, **sampling):
     """Four groups of rollouts with random rewards; `shift` is added to their log-probabilities."""
     prompts = [[1 + i, 2, 3 + i] for i in range(4)]
-    found = cs.generate(small_model(), prompts, 4, 7, stop_ids=[0], seed=3, **sampling)
     rewards, groups = torch.rand(4, 4, generator=torch.Generator().manual_seed(1)).tolist(), []
+    found = cs.generate(small_model(), prompts, 4, 7, stop_ids=[0], seed=3, **sampling)
     for i, answers in enumerate(found):
-        logps = [[logp + shift for logp in c.logps] for c in answers]
-        sides = zip(answers, logps, rewards[i], strict=True)
-        groups.append([
-            Rollout(PROBLEM, i, prompts[i], c.ids, logp, c.support, c.finished, reward=reward)
-            for c, logp, reward in sides
-        ])  # fmt: skip
+        groups.append([])
+        for answer, reward in zip(answers, rewards[i], strict=True):
+            facts = answer.ids, [logp + shift for logp in answer.logps], answer.support
+            groups[-1].append(Rollout(PROBLEM, i, prompts[i], *facts, reward=reward))
     grpo.set_advantages(groups, args())
     return groups
 
@@ -248,11 +229,14 @@ def test_ratio_is_one_before_the_first_update(sampling):
 @pytest.mark.parametrize(
     "changes",
     [{"kl": 0.5}, {"norm": "seq"}, {"norm": "const", "max_new_tokens": 40}, {"dual_clip": 1.5},
-     {"clip_low": 0.7, "clip_high": 2.0}, {"checkpointing": True}],
+     {"clip_low": 0.7, "clip_high": 2.0}, {"checkpointing": True}, {"token_budget": 1},
+     {"token_budget": 20}],
 )  # fmt: skip
 def test_update_is_the_gradient_of_the_loss_that_the_flags_ask_for(changes):
+    """However the answers are cut into micro-batches, in any order."""
     groups, settings = sampled(shift=-1.0), args(**changes)  # ratios that clip
-    found, (gradients,), _ = updated(groups, settings, reference=small_model(0.05))
+    backwards = [group[::-1] for group in groups[::-1]]
+    found, (gradients,), _ = updated(backwards, settings, reference=small_model(0.05))
     model, rows, total = small_model(), [r for group in groups for r in group], 0.0
     samples, tokens = len(rows), sum(len(r.ids) for r in rows)
     for r in rows:
@@ -274,14 +258,6 @@ def test_update_is_the_gradient_of_the_loss_that_the_flags_ask_for(changes):
     assert same(gradients, [p.grad for p in model.parameters()])
 
 
-@pytest.mark.parametrize("budget", [1, 20])
-def test_gradient_does_not_depend_on_micro_batches_or_order(budget):
-    groups = sampled()
-    whole = updated(groups, args(token_budget=10**6))[1][0]
-    backwards = [group[::-1] for group in groups[::-1]]
-    assert same(updated(backwards, args(token_budget=budget))[1][0], whole)
-
-
 def test_answers_without_an_advantage_do_not_count():
     groups = sampled()
     for group in groups:
@@ -290,15 +266,13 @@ def test_answers_without_an_advantage_do_not_count():
     assert found[0] == wanted[0] and same(found[1][0], wanted[1][0])
 
 
-def test_metrics_are_means_over_tokens_whatever_the_norm_and_the_number_of_updates():
-    groups, find = sampled(shift=0.3), lambda some, **flags: updated(
-        some, args(kl=0.5, **flags), reference=small_model(0.05)
-    )[0]  # fmt: skip
-    for some, flags in ((groups, {"norm": "const"}), (groups[:1], {"updates": 4})):
-        a, b = find(some), find(some, **flags)
-        for name in ("kl", "entropy", "clip_low", "clip_high"):
-            assert a[name] == pytest.approx(b[name])
-        assert a["kl"] > 0 and a["entropy"] > 0
+@pytest.mark.parametrize("count, flags", [(4, {"norm": "const"}), (1, {"updates": 4})])
+def test_metrics_are_means_over_tokens_whatever_the_norm_and_the_updates(count, flags):
+    groups, a, b = sampled(shift=0.3)[:count], args(kl=0.5), args(kl=0.5, **flags)
+    a, b = (updated(groups, some, reference=small_model(0.05))[0] for some in (a, b))
+    for name in ("kl", "entropy", "clip_low", "clip_high"):
+        assert a[name] == pytest.approx(b[name])
+    assert a["kl"] > 0 and a["entropy"] > 0
 
 
 def test_later_updates_have_another_ratio():
@@ -319,8 +293,7 @@ def test_a_gradient_that_is_not_finite_is_skipped():
 
 
 def test_no_signal_is_no_update():
-    groups = [[dataclasses.replace(r, advantage=0.0) for r in group] for group in sampled()]
-    found, gradients, _ = updated(groups, args())
+    found, gradients, _ = updated([[Rollout(PROBLEM, ids=[1])] * 2], args())
     assert found == {"loss": 0.0, "grad_norm": 0.0} and not gradients
 
 
@@ -339,39 +312,33 @@ def test_prompts_are_a_function_of_the_number_alone():
     assert sorted(epochs[0]) == sorted(epochs[1]) == [p.id for p in some] and epochs[0] != epochs[1]
 
 
-def test_refill_draws_prompts_until_enough_groups_carry_a_signal(tiny, monkeypatch):
-    asked, some = [], [Problem(f"p{i}", f"statement {i}") for i in range(50)]
-
+@pytest.mark.parametrize("refill, rounds", [(1, [4, 2]), (9, [4, 2, 1, 1])])
+def test_refill_draws_prompts_until_enough_groups_carry_a_signal(
+    refill, rounds, tmp_path, monkeypatch
+):
     def reward(rollouts, judges):  # every second prompt is hopeless
-        asked.append(sorted({r.number for r in rollouts}))
+        asked.append(len({r.number for r in rollouts}))
         for i, r in enumerate(rollouts):
             r.reward = float(i % 2) * (r.number % 2)
 
-    monkeypatch.setitem(grpo.REWARDS, "rm", reward)
-    monkeypatch.setattr(grpo, "execute", lambda *_: None)
-
-    def step(refill):
-        asked.clear()
-        settings = args(prompts=4, group=2, max_new_tokens=2, refill=refill)
-        judges = grpo.Judges(None, None, settings)
-        return grpo.sample_step(*tiny, some, 100, 1, judges, 0, 1)
-
-    groups, cursor = step(0)
-    assert cursor == 104 and sum(map(grpo.has_signal, groups)) == 2
-    assert len({r.ids[0] for group in groups for r in group}) > 1
-    _, cursor = step(1)
-    assert asked == [[100, 101, 102, 103], [104, 105]] and cursor == 106
-    again, cursor = step(9)
-    assert sum(map(grpo.has_signal, again)) == 4 and cursor == len(again) + 100
-    assert [r.ids for r in groups[0]] == [r.ids for r in again[0]]  # a function of the number
+    asked, command = [], "grpo.py --reward mine --prompts 4 --group 2 --steps 1 --max-new-tokens 2"
+    argv = f"{command} --refill {refill} --limit 20 --out {tmp_path}".split()
+    monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.setitem(grpo.REWARDS, "mine", reward)
+    monkeypatch.setattr(grpo, "evaluate", lambda *_: [])
+    monkeypatch.setattr(metrics, "audit_line", lambda rows: "")
+    monkeypatch.setattr(grpo, "report", lambda *_: None)
+    grpo.main()
+    state = json.loads((tmp_path / "checkpoint" / "state.json").read_text())
+    assert asked == rounds and state["cursor"] == sum(rounds)
+    samples = [json.loads(line) for line in open(tmp_path / "samples.jsonl")]
+    assert [r["number"] for r in samples[::2]] == list(range(sum(rounds)))
 
 
 @pytest.mark.parametrize("enable_thinking", [True, False])
-def test_enable_thinking_reaches_the_prompt(tiny, enable_thinking, monkeypatch):
-    monkeypatch.setitem(grpo.REWARDS, "rm", lambda rollouts, judges: None)
+def test_enable_thinking_reaches_the_prompt(tiny, enable_thinking):
     settings = args(group=2, max_new_tokens=2, enable_thinking=enable_thinking)
-    judges = grpo.Judges(None, None, settings)
-    ((r, _),) = grpo.answer(*tiny, [PROBLEM], [5], judges, audit=False)
+    ((r, other),) = grpo.sample(*tiny, [PROBLEM], [5], settings)
     text = tiny[1].fast.decode(r.prompt_ids, skip_special_tokens=False)
     assert text.endswith("<think>\n\n</think>\n\n") != enable_thinking and r.number == 5
 
@@ -452,14 +419,15 @@ def test_problems_that_could_not_be_graded_leave_evaluations():
 @pytest.mark.parametrize("count, calls", [(129, 2), (128, 1), (1, 1)])
 def test_ranks_share_an_evaluation_and_judge_as_often(count, calls):
     """A sharded reward model is gathered in each call: a call less would hang the others."""
-    some, rows = [Problem(f"p{i}", "s") for i in range(count)], []
+
+    def answer(few, numbers):
+        asked.append(rank)
+        return [judged(p, n, ["pass"]) for p, n in zip(few, numbers, strict=True)]
+
+    some, rows, asked = [Problem(f"p{i}", "s") for i in range(count)], [], []
     for rank in range(2):
-        asked = []
-        answer = lambda few, numbers: asked.append(1) or [  # noqa: B023, E731
-            judged(p, n, ["pass"]) for p, n in zip(few, numbers, strict=True)
-        ]  # fmt: skip
         rows += metrics.evaluate(answer, some, 1, rank, 2)
-        assert len(asked) == calls
+    assert asked == [0] * calls + [1] * calls
     assert sorted(r["number"] for r in rows) == list(range(count))
 
 
@@ -468,12 +436,15 @@ def evaluated(rewards, passed):
     return {"rewards": rewards, "passed": passed, "reward": sum(rewards) / len(rewards), "avg": avg}
 
 
-def test_audit_sees_a_reward_that_does_not_follow_execution():
-    for passed, auc, fail_top in (([True, False], 1.0, 0.0), ([False, True], 0.0, 1.0)):
-        found = metrics.audit([evaluated([2.0, 1.0], passed)] * 5)
-        wanted = {"audit_reward": 1.5, "audit_auc": auc, "fail_top": fail_top, "eval": 0.5}
-        assert found == wanted
-    assert metrics.audit([evaluated([1.0], [True])])["audit_auc"] == ""  # one kind: nothing is said
+@pytest.mark.parametrize(
+    "rewards, passed, auc, fail_top",
+    [([2.0, 1.0], [True, False], 1.0, 0.0), ([2.0, 1.0], [False, True], 0.0, 1.0),
+     ([1.0], [True], "", 0.0)],  # one kind: nothing is said
+)  # fmt: skip
+def test_audit_sees_a_reward_that_does_not_follow_execution(rewards, passed, auc, fail_top):
+    row = evaluated(rewards, passed)
+    wanted = {"audit_reward": row["reward"], "eval": row["avg"]}
+    assert metrics.audit([row] * 5) == wanted | {"audit_auc": auc, "fail_top": fail_top}
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -5,14 +5,11 @@ Run with `pytest tests/test_ranks.py`; what the tests start as a rank, with RANK
 is `python tests/test_ranks.py TASK FOLDER`, or a trainer.
 """
 
-import csv
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from test_model import CONTINUED, LM, PROMPTS, RM, TINY, continued_loss, ids_of  # noqa: E402
+from test_runs import rows, samples, saved_step, start, wait_for_rows  # noqa: E402
 
 import codescaler as cs  # noqa: E402
 import runs  # noqa: E402
@@ -102,35 +100,17 @@ def one_task(folder, rank, world):
     torch.save(found, folder / "one.pt")
 
 
-def lost_task(folder, rank, world):
-    if rank == 1:
-        os._exit(9)
-    runs.total(torch.ones(1))
-
-
-def start(command, world=1, **given):
+def start_ranks(command, world):
     """Starts a command on every rank -> the processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    line = [sys.executable, *map(str, command)]
-    return [
-        subprocess.Popen(
-            line,
-            cwd=ROOT,
-            env=common | {"RANK": str(rank)},
-            text=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            **given,
-        )  # fmt: skip
-        for rank in range(world)
-    ]
+    env = {"PYTHONFAULTHANDLER": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env |= {"WORLD_SIZE": str(world)}
+    return [start(*command, env=env | {"RANK": str(rank)}) for rank in range(world)]
 
 
-def ended(processes, timeout=180):
+def ended(processes, timeout=600):
     """Waits for all -> (exit codes, what they said)."""
     try:
         said = [process.communicate(timeout=timeout)[1] for process in processes]
@@ -143,10 +123,10 @@ def ended(processes, timeout=180):
 def finish(command, world=1):
     """Runs a command on every rank to its end. Where a signal ended a rank it is started once more,
     aloud: once in several hundred starts a rank dies inside torch 2.13, releasing a tensor."""
-    codes, said = ended(start(command, world))
+    codes, said = ended(start_ranks(command, world))
     if min(codes) < 0:
         warnings.warn(f"{command}: exit codes {codes}, started again\n{said}", stacklevel=2)
-        codes, said = ended(start(command, world))
+        codes, said = ended(start_ranks(command, world))
     assert codes == [0] * world, said
 
 
@@ -208,43 +188,8 @@ def test_gathered_models_sample_score_and_are_saved_as_one(ranks):
     assert all(map(torch.equal, saved.parameters(), given.parameters()))
 
 
-def test_a_lost_rank_ends_the_others(tmp_path):
-    (code, lost), _ = ended(start([__file__, "lost", tmp_path], world=2), timeout=60)
-    assert code != 0 and lost == 9
-
-
-@pytest.mark.gpu
-def test_one_gpu_takes_the_way_of_several():
-    _, _, device = runs.setup("cuda")
-    model = cs.load_model(LM, device=device, sharded=True)
-    optimizer, losses = runs.adamw(model, device, lr=0.01, weight_decay=0.0), []
-    for _ in range(3):
-        for prompt, past, rows in cs.training_passes(model, CONTINUED):
-            hidden_BTD, lengths_B = cs.continue_prompt(model, prompt, rows, past)
-            loss = hidden_BTD[:, 0].float().square().mean()
-            loss.backward()
-        losses.append(loss.item())
-        assert hidden_BTD.dtype == torch.bfloat16 and runs.clip_gradients(model, 1.0) > 0
-        optimizer.step()
-    assert losses[2] < losses[0]
-    dist.destroy_process_group()
-
-
 # --------------------------------------------------------------------------------------------------
 # the trainers
-
-
-def read_rows(out):
-    with open(out / "metrics.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def wait_for_rows(out, count, process):
-    metrics = out / "metrics.csv"
-    while process.poll() is None and (
-        not metrics.exists() or len(metrics.read_text().splitlines()) <= count
-    ):
-        time.sleep(0.01)
 
 
 PAIRS = [
@@ -267,33 +212,32 @@ def test_any_number_of_ranks_trains_as_one(tmp_path, script):
     whole, out = tmp_path / "one", tmp_path / "several"
     finish([*command, whole])
     for world, steps in ((2, 1), (1, 3)):
-        processes = start([*command, out], world, preexec_fn=heed_interrupts)
-        wait_for_rows(out, steps, processes[-1])
+        processes = start_ranks([*command, out], world)
+        wait_for_rows(processes[-1], out, steps)
         processes[-1].send_signal(signal.SIGINT)
         codes, said = ended(processes)
         assert codes == [130] * world and "Traceback" not in said, said
-        step = json.loads((out / "checkpoint" / "state.json").read_text())["step"]
-        assert step == len(read_rows(out)) >= steps
+        assert saved_step(out) == len(rows(out)) >= steps
         assert len(list((out / "checkpoint" / "optimizer").iterdir())) == world
     finish([*command, out], world=2)
-    one, several = read_rows(whole), read_rows(out)
-    assert len(one) == len(several) and any(float(row["loss"]) for row in one)
-    for a, b in zip(one, several):
+    one, several = rows(whole), rows(out)
+    assert any(float(row["loss"]) for row in one)
+    for a, b in zip(one, several, strict=True):
         for name in ("loss", "grad_norm", "accuracy", "pass_rate", "kl", "lr", "tokens", "eval"):
             if a.get(name):
                 assert float(b[name]) == pytest.approx(float(a[name]), rel=1e-3, abs=1e-4), name
     if script == "grpo.py":
-        some = [list(map(json.loads, open(folder / "samples.jsonl"))) for folder in (whole, out)]
         exact = ("step", "number", "completion", "code", "reason", "verdict")
-        one, several = ([[row[k] for k in exact] for row in rows] for rows in some)
+        one, several = ([[row[k] for k in exact] for row in samples(run)] for run in (whole, out))
         assert len(one) == 6 * 3 * 4 and one == several
-        scores = [[row["score"] or 0.0 for row in rows] for rows in some]
+        scores = [[row["score"] or 0.0 for row in samples(run)] for run in (whole, out)]
         assert any(scores[0]) and scores[1] == pytest.approx(scores[0], abs=1e-3)
 
 
-def heed_interrupts():
-    """A shell starts background jobs with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def test_a_mistake_of_rank_0_ends_all_ranks_with_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    codes, said = ended(start_ranks(["train_rm.py", "--out", tmp_path / "file"], world=2))
+    assert codes == [2, 2] and said.count("error: ") == 1 and "Traceback" not in said
 
 
 def test_two_ranks_collect_the_pairs_of_one(tmp_path):
@@ -317,6 +261,6 @@ if __name__ == "__main__":
         task, folder = sys.argv[1], Path(sys.argv[2])
         world = int(os.environ["WORLD_SIZE"])
         rank = runs.setup("cpu")[0] if world > 1 else 0
-        {"two": two_task, "one": one_task, "lost": lost_task}[task](folder, rank, world)
+        {"two": two_task, "one": one_task}[task](folder, rank, world)
 
     run_cli(main)

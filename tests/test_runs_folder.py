@@ -1,11 +1,12 @@
-"""runs.py alone, with a model of three layers.    pytest tests/test_runs_folder.py"""
+"""runs.py alone, with a model of three layers.    pytest tests/test_runs_folder.py
+
+What several ranks leave and go on from is in test_ranks.py.
+"""
 
 import contextlib
 import json
 import os
-import shutil
 import signal
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -25,44 +26,34 @@ class Args:
     pairs: str | list = ""
 
 
-def opened(out, rank=0, inputs=(), **args):
-    return runs.Run(Args(str(out), **args), ["step", "loss"], inputs, rank)
+def opened(out, inputs=(), **args):
+    return runs.Run(Args(str(out), **args), ["step", "loss"], inputs)
 
 
 def start():
-    """A model whose tensors do not divide by two, and its optimizer."""
+    """A model and its optimizer."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 1, bias=False))
-    runs.shard(model, [model[0]], [model[2]], "cpu")
     return model, runs.adamw(model, "cpu", lr=0.1, weight_decay=0.1)
 
 
-def train(model, optimizer, step, rank=0, world=1):
-    """One step on this rank's share of four rows; the loss is a sum over rows."""
+def train(model, optimizer, step):
     torch.manual_seed(step)
-    x = torch.randn(4, 4)[rank::world]
-    (world * model(x).square().sum()).backward()
+    model(torch.randn(4, 4)).square().sum().backward()
     runs.clip_gradients(model, 1.0)
     optimizer.step()
     optimizer.zero_grad()
 
 
-def weights(model):
-    return {name: full.clone() for name, full in runs.full_parameters(model)}
-
-
-def same(model, other, atol=0.0):
-    """Whether a model has these weights, to the bit or to a tolerance."""
-    found = weights(model).items()
-    return all(torch.allclose(full, other[name], rtol=0, atol=atol) for name, full in found)
+def same(model, weights):
+    """To the bit."""
+    return all(torch.equal(full, weights[name]) for name, full in model.state_dict().items())
 
 
 def save(run, model, optimizer, step):
     def write_model(folder):
-        full = weights(model)
-        if run.rank == 0:
-            folder.mkdir(exist_ok=True)
-            torch.save(full, folder / "model.pt")
+        folder.mkdir(exist_ok=True)
+        torch.save(model.state_dict(), folder / "model.pt")
 
     run.save(write_model, model, optimizer, {"step": step})
 
@@ -78,12 +69,10 @@ def saved_run(out, steps=1):
     return model, optimizer
 
 
-def go_on(out, rank=0):
+def go_on(out):
     """-> (run, step, model, optimizer) of a checkpoint."""
-    run, (model, optimizer) = opened(out, rank), start()
-    full = torch.load(run.checkpoint / "model.pt")
-    for name, p in model.named_parameters():
-        runs.local(p.data).copy_(full[name][runs.rows_of(p)])
+    run, (model, optimizer) = opened(out), start()
+    model.load_state_dict(torch.load(run.checkpoint / "model.pt"))
     run.load_optimizer(model, optimizer)
     return run, run.load()["step"], model, optimizer
 
@@ -99,12 +88,13 @@ def test_a_resumed_run_takes_the_same_steps_to_the_bit(steps, tmp_path):
     for number in (3, 4):
         train(straight, optimizer, number)
         train(model, resumed, number)
-    assert step == steps and same(straight, weights(model))
+    assert step == steps and same(straight, model.state_dict())
 
 
 def test_the_present_device_and_flags_decide_the_kernel_of_the_optimizer(tmp_path):
     model, _ = saved_run(tmp_path)
-    fused, before = torch.optim.AdamW(model.parameters(), lr=0.3, fused=True), weights(model)
+    fused = torch.optim.AdamW(model.parameters(), lr=0.3, fused=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     opened(tmp_path).load_optimizer(model, fused)
     assert fused.param_groups[0]["fused"] and fused.param_groups[0]["lr"] == 0.3
     assert same(model, before) and all(fused.state[p]["step"] == 1 for p in model.parameters())
@@ -131,17 +121,17 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
     while left <= 0:  # until a save has ended with calls left
         out = tmp_path / str(len(steps))
         model, optimizer = saved_run(out)
-        first, run = weights(model), opened(out)
+        first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        run = opened(out)
         train(model, optimizer, 2)
         left = len(steps)  # so many calls that change the disk
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
             for module, name in [*disk, (runs, "save_file"), (torch, "save")]:
                 patch.setattr(module, name, dying(getattr(module, name)))
-            with contextlib.suppress(Killed):
-                save(run, model, optimizer, 2)
+            save(run, model, optimizer, 2)
         run._lock.close()
         run, step, found, _ = go_on(out)
-        assert same(found, weights(model) if step == 2 else first) and not run.new.exists()
+        assert same(found, model.state_dict() if step == 2 else first) and not run.new.exists()
         steps.append(step)
     assert steps == sorted(steps) and steps.count(1) > 5 and steps.count(2) > 5
 
@@ -160,7 +150,14 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(what, tmp_path, monke
         save(run, model, optimizer, 2)
     run._lock.close()
     _, step, found, _ = go_on(tmp_path)
-    assert step == 1 and same(found, weights(model))
+    assert step == 1 and same(found, model.state_dict())
+
+
+def test_a_full_disk_under_the_log_is_named(tmp_path):
+    run = opened(tmp_path)
+    run.answers.symlink_to("/dev/full")  # every write to it raises ENOSPC
+    with pytest.raises(UserError, match="samples.jsonl .*No space left"):
+        run.append([{"step": 1}])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -173,14 +170,13 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(what, tmp_path, monke
      ({}, "with content of --pairs")],
 )  # fmt: skip
 def test_what_changes_a_result_is_refused_by_flag(change, message, tmp_path):
-    pairs = tmp_path / "pairs.jsonl"
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "run"
     pairs.write_text("1\n")
-    inputs, out = [("--pairs", pairs)], tmp_path / "run"
-    save(opened(out, inputs=inputs), *start(), 1)
-    assert opened(out, inputs=inputs, steps=9).load()
+    save(opened(out, [("--pairs", pairs)]), *start(), 1)
+    assert opened(out, [("--pairs", pairs)], steps=9).load()
     pairs.write_text("1\n" if change else "2\n")
     with pytest.raises(UserError, match=message):
-        opened(out, inputs=inputs, **change)
+        opened(out, [("--pairs", pairs)], **change)
 
 
 def test_a_start_that_failed_binds_nobody(tmp_path):
@@ -204,7 +200,7 @@ def test_no_resume_never_deletes_an_input(given, how, tmp_path):
     path = str(tmp_path / given)
     args = {"pairs": path if how == "flag" else [path]} if how != "input" else {}
     with pytest.raises(UserError, match="--no-resume would delete --.*choose another --out"):
-        opened(tmp_path, inputs=[] if args else [("--problems", path)], resume=False, **args)
+        opened(tmp_path, [] if args else [("--problems", path)], resume=False, **args)
     assert (tmp_path / "checkpoint" / "model.pt").exists()
 
 
@@ -239,78 +235,27 @@ def test_a_damaged_folder_is_named(file, text, tmp_path):
         opened(tmp_path).load_optimizer(*start())
 
 
-def test_a_full_disk_under_the_log_is_named(tmp_path):
-    run = opened(tmp_path)
-    run.answers.symlink_to("/dev/full")  # every write to it raises ENOSPC
-    with pytest.raises(UserError, match="samples.jsonl .*No space left"):
-        run.append([{"step": 1}])
-
-
-KINDS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+# --------------------------------------------------------------------------------------------------
+# the loop
 
 
 @pytest.mark.parametrize("again", [True, False])
-@pytest.mark.parametrize("number, kind", KINDS)
-def test_the_first_signal_is_noted_and_the_second_raised(number, kind, again):
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt) as raised, runs.interruptible() as noted:
-        signal.raise_signal(number)
-        assert noted == [kind]
-        if again:
-            signal.raise_signal(number)
-            pytest.fail("the second signal was swallowed")
+@pytest.mark.parametrize(
+    "number, kind", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+def test_the_first_signal_ends_the_step_and_the_second_is_raised(number, kind, again):
+    before, state, saved, done = signal.getsignal(number), {"step": 3}, [], []
+    with pytest.raises(KeyboardInterrupt) as raised:
+        for step in runs.steps(state, 20, 4, lambda: saved.append(state["step"])):
+            for _ in range(1 + again if step == 6 else 0):
+                signal.raise_signal(number)
+            done.append(step)
     assert raised.type is kind and signal.getsignal(number) is before
+    assert (done, saved) == (([4, 5], [4]) if again else ([4, 5, 6], [4, 6]))
 
 
-# --------------------------------------------------------------------------------------------------
-# ranks
-
-
-def rank_main(rank, port, folder):
-    """What one of two ranks does, with a run of one that one goes on with."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port)
-    assert runs.setup("cpu") == (rank, 2, "cpu")
-    assert runs.gather_lists([rank] * (rank + 1)) == [0, 1, 1]
-    assert runs.total(torch.tensor(rank + 1.0)) == 3
-    run, step, model, optimizer = go_on(folder / "one", rank)
-    train(model, optimizer, step + 1, rank, world=2)
-    save(run, model, optimizer, step + 1)
-    train(model, optimizer, step + 2, rank, world=2)
-    torch.save(weights(model), folder / f"rank{rank}.pt")
-    (folder / "file").write_text("")
-    try:
-        opened(folder / "file", rank)
-    except UserError:
-        sys.exit(20)
-    except SystemExit as end:
-        sys.exit(10 + end.code)
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """-> (folder, the weights both ranks came to, their exit codes)."""
-    folder = tmp_path_factory.mktemp("ranks")
-    saved_run(folder / "one", steps=2)
-    port = str(20000 + os.getpid() % 10000)
-    ranks = torch.multiprocessing.spawn(rank_main, (port, folder), nprocs=2, join=False).processes
-    for process in ranks:
-        process.join(60)
-    found = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
-    return folder, found, [process.exitcode for process in ranks]
-
-
-def test_two_ranks_go_on_from_one_and_compute_the_same(two_ranks, tmp_path):
-    model, _ = saved_run(tmp_path, steps=4)
-    assert all(same(model, found, atol=1e-6) for found in two_ranks[1])
-
-
-def test_one_process_goes_on_from_two_ranks(two_ranks, tmp_path):
-    folder, found, _ = two_ranks
-    shutil.copytree(folder / "one", tmp_path / "one")
-    _, step, model, optimizer = go_on(tmp_path / "one")
-    train(model, optimizer, step + 1)
-    assert step == 3 and same(model, found[0], atol=1e-6)
-
-
-def test_an_error_of_rank_0_on_opening_ends_all_ranks(two_ranks):
-    assert two_ranks[2] == [20, 12]  # rank 0 says what it is, the other leaves with code 2
+def test_the_last_step_is_saved():
+    state, saved = {"step": 0}, []
+    for _ in runs.steps(state, 3, 2, lambda: saved.append(state["step"])):
+        pass
+    assert saved == [2, 3] and not list(runs.steps(state, 3, 1, saved.clear))

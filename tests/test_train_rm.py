@@ -16,7 +16,7 @@ import metrics
 import train_rm
 from pairs import MUTANT, Pair, Rollout
 from problems import Problem
-from train_rm import EncodedPair, batch_of, micro_batches, pairwise_loss, score_pairs
+from train_rm import EncodedPair, batch_of, micro_batches, pairwise_loss
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,9 +77,8 @@ def test_micro_batches_fit_the_budget_and_hold_every_pair():
     for prompt, batches in micro_batches(pairs, 60):
         for batch in batches:
             longest = max(len(side) for pair in batch for side in (pair.chosen, pair.rejected))
-            assert all(pair.prompt == tuple(prompt) for pair in batch)
             assert len(batch) == 1 or len(prompt) + 2 * len(batch) * longest <= 60
-            found += batch
+            found += [pair for pair in batch if pair.prompt == tuple(prompt)]
     assert sorted(found) == sorted(pairs) and len(micro_batches(pairs, 60)) == 4
 
 
@@ -123,14 +122,6 @@ def test_a_gradient_that_is_not_finite_is_skipped(monkeypatch):
     assert found[4] and not gradients
 
 
-def test_evaluation_scores_pairs_in_their_order():
-    pairs, model = random_pairs(), small_model()
-    found = train_rm.evaluate(model, pairs, 40)
-    for pair, scores in zip(pairs, found, strict=True):
-        wanted = [score.item() for score in score_pairs(model, list(pair.prompt), [pair])]
-        assert scores == pytest.approx(wanted, abs=1e-5)
-
-
 def test_pairs_that_cannot_be_learned_are_left_out_aloud():
     tokenizer, said = cs.Tokenizer(ROOT / "tiny" / "policy"), []
     code, same_start = "x = 1", "y = 2\n" * 99
@@ -141,11 +132,8 @@ def test_pairs_that_cannot_be_learned_are_left_out_aloud():
         Pair("Return 3.", code, "\n\nx = 1", "d#0", "s"),
         Pair("Return 4.", code, same_start, "e#0", "s"),
     ]
-    encoded, kept = train_rm.encode_pairs(tokenizer, pairs, 60, said.append)
-    assert [pair.id for pair in kept] == ["a#0", "e#0"] and [p.problem for p in encoded] == [
-        "a",
-        "e",
-    ]
+    encoded = train_rm.encode_pairs(tokenizer, pairs, 60, said.append)
+    assert {pair.id: row.problem for pair, row in encoded.items()} == {"a#0": "a", "e#0": "e"}
     assert [line.split()[0] for line in said] == ["1", "2", "1"]
     assert "prompt over --max-length 60" in said[0] and "both sides read the same" in said[1]
 
@@ -187,18 +175,27 @@ def test_bootstrap_resamples_problems_not_pairs():
 
 
 def test_held_out_programs_are_all_that_were_graded_or_those_of_the_pairs():
-    pair = Pair("s", "good", "bad", "p#0", "x")
+    pair, problem = Pair("s", "good", "bad", "p#0", "x"), Problem("p", "s")
     run = SimpleNamespace(samples=lambda: [])
     from_pairs = [("p", "s", "good", True), ("p", "s", "bad", False)]
     assert train_rm.held_out_programs(run, [pair]) == from_pairs
-    facts = [("a", "pass"), ("b", "timeout"), ("c", "flaky"), (None, "invalid"), ("d", "pass")]
-    rows = [
-        Rollout(Problem("p", "s"), code=c, verdict=v, parent="a" * (c == "d")).row()
-        for c, v in facts
-    ]
-    rows.append(rows[0] | {"problem": "of training"})
-    run.samples = lambda: [row | {"parent": row["parent"] or None} for row in rows]
-    assert train_rm.held_out_programs(run, [pair]) == [
-        ("p", "s", "a", True),
-        ("p", "s", "b", False),
-    ]
+    facts = [("a", "pass", None), ("b", "timeout", None), ("c", "flaky", None)]
+    facts += [(None, "invalid", None), ("d", "pass", "a")]
+    rows = [Rollout(problem, code=c, verdict=v, parent=p).row() for c, v, p in facts]
+    run.samples = lambda: [*rows, rows[0] | {"problem": "of training"}]
+    found = train_rm.held_out_programs(run, [pair])
+    assert found == [("p", "s", "a", True), ("p", "s", "b", False)]
+
+
+def test_ranks_share_the_scoring_of_texts_cut_as_in_training():
+    settings, long = train_rm.Args(max_length=60), "y = 2\n" * 99
+    items = [("Add.", "x = 1"), ("Add.", long + "1"), ("Add.", long + "2"), ("Add.", "x = 1")]
+    scores = {}
+    for rank in range(2):
+        path = ROOT / "tiny" / "reward"
+        scores |= train_rm.raw_scores(path, items, settings, "cpu", rank, 2)
+    (wanted,) = cs.RewardModel(path, "cpu").score(*items[0][:1], ["x = 1"])
+    assert list(scores) == items[:3] and scores[items[1]] == pytest.approx(scores[items[2]])
+    assert scores[items[0]] == pytest.approx(wanted, abs=1e-5) != scores[items[1]]
+    zeros = train_rm.raw_scores(ROOT / "tiny" / "policy", items, settings, "cpu", 0, 1)
+    assert set(zeros.values()) == {0.0}

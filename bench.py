@@ -482,7 +482,7 @@ def store_panels(store):
         if name == "reward model":
             name, (low, high) = f"{name} (95% interval)", zip(*(bootstrap(v)[1:] for v in values.T))
         lines[name] = list(map(str, sizes)), values.mean(0), low, high
-    return {f"share of {len(values)} problems solved, chosen by": lines}
+    return {f"{store}: best of k, chosen by ...\nshare of {len(values)} problems solved": lines}
 
 
 def draw(figure, panels, xlabel):
@@ -497,7 +497,10 @@ def draw(figure, panels, xlabel):
             axis.plot(x, middle, marker="." if len(x) < 20 else "", linewidth=1, label=label)
             axis.fill_between(x, low, high, alpha=0.2, linewidth=0)
         axis.set(title=title, xlabel=xlabel)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")
+        if xlabel == "step":
+            axis.xaxis.get_major_locator().set_params(integer=True)
+    place = "outside lower center" if len(panels) > 1 else "outside right center"
+    figure.legend(*axes[0].get_legend_handles_labels(), loc=place)
 
 
 def bench_plot(args):
@@ -505,17 +508,20 @@ def bench_plot(args):
     if not args.runs:
         raise UserError("bench.py plot needs run folders or stores: python bench.py plot out/rm")
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ImportError:
         raise UserError("bench.py plot needs matplotlib: pip install matplotlib") from None
+    for run in args.runs:
+        if not (Path(run) / "args.json").is_file():
+            raise UserError(f"{run}: no args.json, so neither a run folder nor a store")
     args_of = {run: read_json(Path(run) / "args.json")["args"] for run in args.runs}
     trained = {run: found for run, found in args_of.items() if "n" not in found}
     pictures = {"curves": (run_panels(trained), "step")} if trained else {}
-    for store in args_of.keys() - trained.keys():
+    for store in [run for run in args_of if run not in trained]:
         pictures[f"bon-{Path(store).name}"] = store_panels(store), "k: answers to choose from"
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for name, (panels, xlabel) in pictures.items():
-        figure = Figure(layout="constrained", dpi=120)
+        figure = matplotlib.figure.Figure(layout="constrained", dpi=120)
         draw(figure, panels, xlabel)
         figure.savefig(f"{args.out}/{name}.png")
     return [{"picture": f"{args.out}/{name}.png"} for name in pictures]

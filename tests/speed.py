@@ -10,6 +10,7 @@ CPU with one thread, in fp32. max_abs_diff is the largest difference of the resu
 log-probabilities of the sampled tokens, or loss and gradient norm.
 """
 
+import math
 import random
 import statistics
 import sys
@@ -68,10 +69,11 @@ def draw(rng, vocab, low, high):
 def programs_to_score(pairs, group, vocab, seed=0):
     """[(prompt, [program, ...])]: `group` programs of 80-400 tokens to each prompt of 300-700."""
     rng = random.Random(seed)
-    return [
-        (draw(rng, vocab, 300, 700), [draw(rng, vocab, 80, 400) for _ in range(group)])
-        for _ in range(pairs // group)
-    ]
+    work = []
+    for _ in range(pairs // group):
+        prompt = draw(rng, vocab, 300, 700)
+        work.append((prompt, [draw(rng, vocab, 80, 400) for _ in range(group)]))
+    return work
 
 
 def prompts_to_answer(prompts, samples, new, vocab, low=300, high=700, seed=0):
@@ -79,10 +81,9 @@ def prompts_to_answer(prompts, samples, new, vocab, low=300, high=700, seed=0):
     limit."""
     rng = random.Random(seed)
     drawn = [draw(rng, vocab, low, high) for _ in range(prompts)]
-    stops = [
+    return drawn, [
         new if rng.random() < 0.25 else rng.randint(new // 8, new) for _ in range(prompts * samples)
     ]
-    return drawn, stops
 
 
 def random_model(args, head, training=False):
@@ -100,37 +101,36 @@ def random_model(args, head, training=False):
 
 
 def seconds_of(run, device):
-    """Seconds of a call; with one CPU thread its CPU seconds, which other jobs disturb less."""
+    """-> (seconds of a call, what it returns); with one CPU thread its CPU seconds, which other
+    jobs disturb less."""
     alone = device == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     wait()
     begin = clock()
-    run()
+    found = run()
     wait()
-    return clock() - begin
+    return clock() - begin, found
 
 
-def measure(args, row, work, tokens, ours, peer, found):
-    """-> a row of the table. One round warms up, unless --seconds are over after it. `found` has
-    the results: "ours", and "peer", which may be a function that computes what ours should be."""
+def measure(args, row, work, tokens, ours, peer=None, truth=None):
+    """-> a row of the table. One round warms up, unless --seconds are over after it. `ours` and
+    `peer` return lists of numbers that should agree; `truth` makes them where there is no peer, or
+    one that returns None, from what ours returned."""
     rounds, begin = [], time.perf_counter()
     while len(rounds) <= args.rounds and (not rounds or time.perf_counter() - begin < args.seconds):
-        mine = seconds_of(ours, args.device)
-        rounds.append((mine, seconds_of(peer, args.device) if peer else float("nan")))
+        ours_s, found = seconds_of(ours, args.device)
+        peer_s, wanted = seconds_of(peer, args.device) if peer else (math.nan, None)
+        rounds.append((ours_s, peer_s))
     rounds = rounds[1:] or rounds
     ours_s, peer_s = (statistics.median(column) for column in zip(*rounds))
+    wanted = truth(found) if truth and wanted is None else wanted
+    gaps = [abs(a - b) for a, b in zip(found, wanted, strict=True)] if wanted else [math.nan]
     return {
         "row": row, "config": args.config, "device": args.device, "work": work, "ours_s": ours_s,
         "peer_s": peer_s, "ratio": statistics.median(theirs / mine for mine, theirs in rounds),
-        "tokens_s": tokens / ours_s, "max_abs_diff": largest(**found), "rounds": len(rounds),
+        "tokens_s": tokens / ours_s, "max_abs_diff": max(gaps), "rounds": len(rounds),
     }  # fmt: skip
-
-
-def largest(ours, peer=None):
-    """The largest difference of two lists; nan without a peer."""
-    peer = peer(ours) if callable(peer) else peer
-    return max(abs(a - b) for a, b in zip(ours, peer, strict=True)) if peer else float("nan")
 
 
 def transformers_twin(model):
@@ -160,41 +160,33 @@ def score(args, pairs):
     model = random_model(args, "score")
     work = programs_to_score(pairs, 8, model.config.vocab_size)
     items = [(tuple(prompt), tuple(code)) for prompt, codes in work for code in codes]
-    rows = [prompt + code for prompt, code in items]
-    found = {"peer": lambda _: plain_scores(model, rows)}
-    twin = transformers_twin(model) if args.peer else None
+    rows, twin = [prompt + code for prompt, code in items], args.peer and transformers_twin(model)
     reward_model = codescaler.RewardModel.__new__(codescaler.RewardModel)  # without a folder
-    about = {
-        "max_length": 4096,
-        "truncated": 0,
-        "token_budget": 512 if args.device == "cpu" else 16384,
-    }
-    vars(reward_model).update(model=model, tokenizer=None, **about)
+    budget = 512 if args.device == "cpu" else 16384
+    vars(reward_model).update(model=model, tokenizer=None, max_length=4096, token_budget=budget)
+    reward_model.truncated = 0
 
     def ours():
-        already_ids = mock.patch(
-            "codescaler.reward_input_ids", lambda _, prompt, code, __: (prompt, code, False)
-        )
-        with already_ids:
-            found["ours"] = reward_model.score_many(items)
+        already_ids = lambda tokenizer, prompt, code, most: (prompt, code, False)  # noqa: E731
+        with mock.patch("codescaler.reward_input_ids", already_ids):
+            return reward_model.score_many(items)
 
     @torch.inference_mode()
     def peer():
-        found["peer"] = []
+        found = []
         for at in range(0, len(rows), 8):
             ids_BT, mask_BT = padded(rows[at : at + 8], args.device)
-            logits_B1 = twin(input_ids=ids_BT, attention_mask=mask_BT).logits
-            found["peer"] += logits_B1[:, 0].tolist()
+            found += twin(input_ids=ids_BT, attention_mask=mask_BT).logits[:, 0].tolist()
+        return found
+
+    @torch.inference_mode()
+    def truth(found):
+        """Each row on its own, without padding or a shared prompt."""
+        parts = [codescaler.pad_rows([row], args.device) for row in rows]
+        return [model.score(model(ids_1T)[0], length_1).item() for ids_1T, length_1 in parts]
 
     tokens = sum(map(len, rows))
-    return measure(args, "score", f"{pairs} programs", tokens, ours, twin and peer, found)
-
-
-@torch.inference_mode()
-def plain_scores(model, rows):
-    """Each row on its own, without padding or a shared prompt."""
-    parts = [codescaler.pad_rows([row], model.model.norm.weight.device) for row in rows]
-    return [model.score(model(ids_1T)[0], length_1).item() for ids_1T, length_1 in parts]
+    return measure(args, "score", f"{pairs} programs", tokens, ours, twin and peer, truth)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -246,20 +238,19 @@ def generate_peer(twin, prompts, samples, new, stops):
 
 def generate(args, size):
     """The difference is that of our tokens' log-probabilities from a plain pass over each row."""
-    model, (prompts, samples, new), found = random_model(args, "lm"), size, {}
-    rows = []
+    model, (prompts, samples, new), rows = random_model(args, "lm"), size, []
     work, stops = prompts_to_answer(*size, model.config.vocab_size)
-    twin = transformers_twin(model) if args.peer else None
-    peer = partial(generate_peer, twin, work, samples, new, stops)
-    found["peer"] = lambda _: plain_logps(twin or model, rows)
+    twin = args.peer and transformers_twin(model)
 
     def ours():
         groups = generate_ours(model, work, samples, new, stops)
         rows[:] = [(p, c.ids) for p, group in zip(work, groups) for c in group]
-        found["ours"] = [logp for group in groups for c in group for logp in c.logps]
+        return [logp for group in groups for c in group for logp in c.logps]
 
+    peer = partial(generate_peer, twin, work, samples, new, stops)
     about = f"{prompts}x{samples}x{new}"
-    return measure(args, "generate", about, sum(stops), ours, twin and peer, found)
+    return measure(args, "generate", about, sum(stops), ours, twin and peer,
+                   lambda _: plain_logps(twin or model, rows))  # fmt: skip
 
 
 @torch.inference_mode()
@@ -304,98 +295,90 @@ def trl_trainer(kind, model, **settings):
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs)
     model.train()
+    trainer.optimizer = adamw(model, model.device.type, 0.0, 0.01)
     return trainer
 
 
-def trl_step(trainer, model, optimizer, batches):
+def trl_step(trainer, model, batches):
     """Loss and gradient norm of an optimizer step over these batches."""
     loss, device = 0.0, model.device.type
     for batch in batches:
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            part = trainer.compute_loss(model, batch)
+            part = trainer.compute_loss(model, dict(batch))
         part.backward()
         loss += part.item()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
     return loss, norm
 
 
 def rm_step(args, pairs):
     """train_rm.update on pairs that share their prompt."""
-    model, found = random_model(args, "score", training=True), {}
+    model, peer = random_model(args, "score", training=True), None
     work = programs_to_score(2 * pairs, 2, model.config.vocab_size)
     encoded = [train_rm.EncodedPair(tuple(p), *map(tuple, codes), "") for p, codes in work]
     settings = train_rm.Args(center=0.0, token_budget=2048 if args.device == "cpu" else 16384)
-    optimizer, peer = adamw(model, args.device, 0.0, 0.01), None
+    optimizer = adamw(model, args.device, 0.0, 0.01)
     if args.peer:
         twin = transformers_twin(model)
-        trainer, twin_optimizer = trl_trainer("Reward", twin), adamw(twin, args.device, 0.0, 0.01)
         rows = [prompt + codes[side] for side in (0, 1) for prompt, codes in work]
         batch = dict(zip(("input_ids", "attention_mask"), padded(rows, args.device)))
-
-        def peer():
-            found["peer"] = trl_step(trainer, twin, twin_optimizer, [dict(batch)])
+        peer = partial(trl_step, trl_trainer("Reward", twin), twin, [batch])
 
     def ours():
         loss, _, _, norm, _ = train_rm.update(model, optimizer, encoded, settings)
-        found["ours"] = loss, norm
+        return loss, norm
 
     tokens = sum(len(prompt + code) for prompt, codes in work for code in codes)
-    return measure(args, "rm_step", f"{pairs} pairs", tokens, ours, peer, found)
+    return measure(args, "rm_step", f"{pairs} pairs", tokens, ours, peer)
 
 
 def grpo_step(args, size):
     """Rollout of 500-token prompts and one on-policy update without KL, advantages 1 and -1 in
     turn. The peer samples with transformers and is trained on our tokens in batches of 8."""
-    (prompts, samples, new), found = size, {}
+    (prompts, samples, new), peer = size, None
     model = random_model(args, "lm", training=True)
     work, stops = prompts_to_answer(*size, model.config.vocab_size, 500, 500)
     budget = 2048 if args.device == "cpu" else 16384
     settings = grpo.Args(temperature=1.0, kl=0.0, max_new_tokens=new, token_budget=budget)
-    optimizer, peer, problem = adamw(model, args.device, 0.0, 0.01), None, Problem("", "")
-    groups = [[]] * prompts
+    optimizer, problem, groups = adamw(model, args.device, 0.0, 0.01), Problem("", ""), []
 
     def ours():
         done = generate_ours(codescaler.gathered(model), work, samples, new, stops)
+        groups.clear()
         for i, (prompt, group) in enumerate(zip(work, done)):
-            rows = [Rollout(problem, i, prompt, c.ids, c.logps) for c in group]
-            for j, r in enumerate(rows):
-                r.advantage = (-1.0) ** j
-            groups[i] = rows
+            facts = [(problem, i, prompt, c.ids, c.logps) for c in group]
+            groups.append([Rollout(*f, advantage=(-1.0) ** j) for j, f in enumerate(facts)])
         m = grpo.update(model, None, optimizer, groups, settings, args.device)
-        found["ours"] = m["loss"], m["grad_norm"]
+        return m["loss"], m["grad_norm"]
 
     if args.peer:
         twin = transformers_twin(model)
-        trainer, twin_optimizer = trl_trainer("GRPO", twin), adamw(twin, args.device, 0.0, 0.01)
+        trainer = trl_trainer("GRPO", twin)
         trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = 1
 
         def peer():
-            twin.eval()
-            generate_peer(twin, work, samples, new, stops)
-            twin.train()
+            generate_peer(twin.eval(), work, samples, new, stops)
             rows = sum(groups, [])
-            batches = (
-                trl_batch(rows[at : at + 8], sum(stops), args.device)
-                for at in range(0, len(rows), 8)
-            )
-            found["peer"] = trl_step(trainer, twin, twin_optimizer, batches)
+            batches = [rows[at : at + 8] for at in range(0, len(rows), 8)]
+            batches = [trl_batch(batch, sum(stops), args.device) for batch in batches]
+            return trl_step(trainer, twin.train(), batches)
 
     about = f"{prompts}x{samples}x{new}"
-    return measure(args, "grpo_step", about, sum(stops), ours, peer, found)
+    return measure(args, "grpo_step", about, sum(stops), ours, peer)
 
 
 def trl_batch(rollouts, tokens, device):
     """Rollouts as TRL's GRPO loss takes them; `tokens`: how many the whole step has sampled."""
-    batch = {}
-    for name, rows in (
-        ("prompt", [r.prompt_ids for r in rollouts]),
-        ("completion", [r.ids for r in rollouts]),
-    ):
-        batch[f"{name}_ids"], batch[f"{name}_mask"] = padded(rows, device)
-    batch["advantages"] = torch.tensor([r.advantage for r in rollouts], device=device)
-    return batch | {"num_items_in_batch": torch.tensor(float(tokens), device=device)}
+    prompt_ids, prompt_mask = padded([r.prompt_ids for r in rollouts], device)
+    completion_ids, completion_mask = padded([r.ids for r in rollouts], device)
+    return {
+        "prompt_ids": prompt_ids, "prompt_mask": prompt_mask,
+        "completion_ids": completion_ids, "completion_mask": completion_mask,
+        "advantages": torch.tensor([r.advantage for r in rollouts], device=device),
+        "num_items_in_batch": torch.tensor(float(tokens), device=device),
+    }  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------

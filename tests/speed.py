@@ -5,9 +5,9 @@
     python tests/speed.py --rows score rm_step          # only these rows, only this code
 
 Rows: scoring programs, sampling, a step of the reward model, a step of GRPO (rollout and update).
-ratio is the peer's time divided by ours, the median over rounds in turn; a peer is compared on a
-CPU with one thread, in fp32. max_abs_diff is the largest difference of the results: scores,
-log-probabilities of the sampled tokens, or loss and gradient norm.
+All on a CPU with one thread, in fp32; tests/gpu.sh measures on a GPU. ratio is the peer's time
+divided by ours, the median over rounds in turn. max_abs_diff is the largest difference of the
+results: scores, log-probabilities of the sampled tokens, or loss and gradient norm.
 """
 
 import math
@@ -33,14 +33,13 @@ from bench import SHAPES, print_rows  # noqa: E402
 from common import check_choice, check_least, parse_args, run_cli  # noqa: E402
 from pairs import Rollout  # noqa: E402
 from problems import Problem  # noqa: E402
-from runs import adamw, compute_dtype, setup  # noqa: E402
+from runs import adamw  # noqa: E402
 
 ROWS = ("score", "generate", "rm_step", "grpo_step")
 WORK = {  # pairs that are scored, (prompts, samples, new tokens) of rollouts, pairs of an RM step
     "tiny": (64, [(2, 8, 128), (8, 8, 128)], 16, (8, 8, 128)),
     "small": (16, [(2, 8, 128)], 4, (1, 8, 64)),
     "qwen3-0.6b": (4, [(1, 4, 16)], 1, (1, 2, 16)),
-    "full": (512, [(32, 8, 128)], 64, (32, 8, 128)),
 }
 STOP = 1  # ends a sampled row; 0 is padding; all other ids are drawn
 
@@ -49,12 +48,9 @@ STOP = 1  # ends a sampled row; 0 is padding; all other ids are drawn
 class Args:
     config: str = "tiny"  # shape of the random weights: tiny, small or qwen3-0.6b
     rows: list = field(default_factory=lambda: list(ROWS))  # what is measured
-    full: bool = False  # the work for a GPU
     peer: bool = False  # also measure transformers (score, generate) and TRL (the steps)
     rounds: int = 3  # measurements of each, in turn, after one that warms up
     seconds: int = 100  # a row is not repeated after so many seconds
-    threads: int = 1  # of a CPU
-    device: str = "cpu"  # cpu or cuda
     json: bool = False  # one JSON object a line
 
 
@@ -88,11 +84,10 @@ def prompts_to_answer(prompts, samples, new, vocab, low=300, high=700, seed=0):
 
 def random_model(args, head, training=False):
     """Random weights; the score head too, which init_weights leaves at zero."""
-    dtype = torch.float32 if training else compute_dtype(args.device)
-    model = codescaler.Qwen3(SHAPES[f"{args.config}-shape"], head).to(args.device, dtype)
+    model = codescaler.Qwen3(SHAPES[f"{args.config}-shape"], head)
     codescaler.init_weights(model)
     if head == "score":
-        torch.nn.init.normal_(model.score.float().weight, std=0.02)
+        torch.nn.init.normal_(model.score.weight, std=0.02)
     return model if training else model.eval().requires_grad_(False)
 
 
@@ -100,17 +95,11 @@ def random_model(args, head, training=False):
 # the measurement
 
 
-def seconds_of(run, device):
-    """-> (seconds of a call, what it returns); with one CPU thread its CPU seconds, which other
-    jobs disturb less."""
-    alone = device == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
-    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
-    wait()
-    begin = clock()
+def seconds_of(run):
+    """-> (seconds of a call, what it returns): CPU seconds, which other jobs disturb less."""
+    begin = time.process_time()
     found = run()
-    wait()
-    return clock() - begin, found
+    return time.process_time() - begin, found
 
 
 def measure(args, row, work, tokens, ours, peer=None, truth=None):
@@ -119,15 +108,15 @@ def measure(args, row, work, tokens, ours, peer=None, truth=None):
     one that returns None, from what ours returned."""
     rounds, begin = [], time.perf_counter()
     while len(rounds) <= args.rounds and (not rounds or time.perf_counter() - begin < args.seconds):
-        ours_s, found = seconds_of(ours, args.device)
-        peer_s, wanted = seconds_of(peer, args.device) if peer else (math.nan, None)
+        ours_s, found = seconds_of(ours)
+        peer_s, wanted = seconds_of(peer) if peer else (math.nan, None)
         rounds.append((ours_s, peer_s))
     rounds = rounds[1:] or rounds
     ours_s, peer_s = (statistics.median(column) for column in zip(*rounds))
     wanted = truth(found) if truth and wanted is None else wanted
     gaps = [abs(a - b) for a, b in zip(found, wanted, strict=True)] if wanted else [math.nan]
     return {
-        "row": row, "config": args.config, "device": args.device, "work": work, "ours_s": ours_s,
+        "row": row, "config": args.config, "device": "cpu", "work": work, "ours_s": ours_s,
         "peer_s": peer_s, "ratio": statistics.median(theirs / mine for mine, theirs in rounds),
         "tokens_s": tokens / ours_s, "max_abs_diff": max(gaps), "rounds": len(rounds),
     }  # fmt: skip
@@ -139,16 +128,15 @@ def transformers_twin(model):
 
     config = transformers.Qwen3Config(**{**model.config.to_dict(model.head), "pad_token_id": 0})
     kinds = {"lm": "Qwen3ForCausalLM", "score": "Qwen3ForSequenceClassification"}
-    weight = model.model.norm.weight
-    twin = getattr(transformers, kinds[model.head])(config).to(weight.device, weight.dtype)
+    twin = getattr(transformers, kinds[model.head])(config)
     twin.load_state_dict(dict(model.named_parameters()), strict=False)
     return twin.eval()
 
 
-def padded(rows, device):
+def padded(rows):
     """Rows of ids -> (ids [B, T] padded on the right, mask [B, T] as transformers wants it)."""
-    ids_BT, lengths_B = codescaler.pad_rows(rows, device)
-    return ids_BT, (torch.arange(ids_BT.shape[1], device=device) < lengths_B[:, None]).long()
+    ids_BT, lengths_B = codescaler.pad_rows(rows, "cpu")
+    return ids_BT, (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -162,9 +150,8 @@ def score(args, pairs):
     items = [(tuple(prompt), tuple(code)) for prompt, codes in work for code in codes]
     rows, twin = [prompt + code for prompt, code in items], args.peer and transformers_twin(model)
     reward_model = codescaler.RewardModel.__new__(codescaler.RewardModel)  # without a folder
-    budget = 512 if args.device == "cpu" else 16384
-    vars(reward_model).update(model=model, tokenizer=None, max_length=4096, token_budget=budget)
-    reward_model.truncated = 0
+    about = {"max_length": 4096, "token_budget": 512, "truncated": 0}
+    vars(reward_model).update(model=model, tokenizer=None, **about)
 
     def ours():
         already_ids = lambda tokenizer, prompt, code, most: (prompt, code, False)  # noqa: E731
@@ -175,14 +162,14 @@ def score(args, pairs):
     def peer():
         found = []
         for at in range(0, len(rows), 8):
-            ids_BT, mask_BT = padded(rows[at : at + 8], args.device)
+            ids_BT, mask_BT = padded(rows[at : at + 8])
             found += twin(input_ids=ids_BT, attention_mask=mask_BT).logits[:, 0].tolist()
         return found
 
     @torch.inference_mode()
     def truth(found):
         """Each row on its own, without padding or a shared prompt."""
-        parts = [codescaler.pad_rows([row], args.device) for row in rows]
+        parts = [codescaler.pad_rows([row], "cpu") for row in rows]
         return [model.score(model(ids_1T)[0], length_1).item() for ids_1T, length_1 in parts]
 
     tokens = sum(map(len, rows))
@@ -220,13 +207,12 @@ def generate_ours(model, prompts, samples, new, stops):
 def generate_peer(twin, prompts, samples, new, stops):
     """transformers.generate from prompts padded on the left; STOP is certain at the end of a row
     and barred before."""
-    device, width = twin.device, max(map(len, prompts))
-    ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
-    ids_BT, step_T = torch.tensor(ids, device=device), torch.arange(1, new + 1)
-    bias_BT = torch.where(step_T >= torch.tensor(stops)[:, None], 1e9, -1e9).to(device)
+    width = max(map(len, prompts))
+    ids_BT = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    is_last_BT = torch.arange(1, new + 1) >= torch.tensor(stops)[:, None]
 
     def force(ids, scores):
-        scores[:, STOP] = bias_BT[:, ids.shape[1] - width]
+        scores[:, STOP] = torch.where(is_last_BT[:, ids.shape[1] - width], 1e9, -1e9)
         return scores
 
     twin.generate(
@@ -258,7 +244,7 @@ def plain_logps(model, rows):
     """Log-probabilities of the ids behind each prompt, a pass a row; a model of either kind."""
     wanted = []
     for prompt, ids in rows:
-        ids_1T = torch.tensor([prompt + ids], device=model.model.norm.weight.device)
+        ids_1T = torch.tensor([prompt + ids])
         ours = isinstance(model, codescaler.Qwen3)
         logits_1TV = model.logits(model(ids_1T)[0]) if ours else model(ids_1T).logits
         logp_TV = logits_1TV[0, len(prompt) - 1 : -1].float().log_softmax(-1)
@@ -283,10 +269,9 @@ def trl_trainer(kind, model, **settings):
         settings["reward_funcs"] = lambda completions, **_: [0.0] * len(completions)
     else:
         data = {"chosen_ids": [[2, 3]], "rejected_ids": [[2, 4]]}
-    on_gpu = model.device.type != "cpu"
     with tempfile.TemporaryDirectory() as folder:
         config = getattr(trl, f"{kind}Config")(
-            output_dir=folder, report_to="none", use_cpu=not on_gpu, bf16=on_gpu
+            output_dir=folder, report_to="none", use_cpu=True, bf16=False
         )
         trainer = getattr(trl, f"{kind}Trainer")(
             model=model, args=config, train_dataset=Dataset.from_dict(data),
@@ -295,16 +280,15 @@ def trl_trainer(kind, model, **settings):
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs)
     model.train()
-    trainer.optimizer = adamw(model, model.device.type, 0.0, 0.01)
+    trainer.optimizer = adamw(model, "cpu", 0.0, 0.01)
     return trainer
 
 
 def trl_step(trainer, model, batches):
     """Loss and gradient norm of an optimizer step over these batches."""
-    loss, device = 0.0, model.device.type
+    loss = 0.0
     for batch in batches:
-        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            part = trainer.compute_loss(model, dict(batch))
+        part = trainer.compute_loss(model, dict(batch))
         part.backward()
         loss += part.item()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
@@ -318,12 +302,12 @@ def rm_step(args, pairs):
     model, peer = random_model(args, "score", training=True), None
     work = programs_to_score(2 * pairs, 2, model.config.vocab_size)
     encoded = [train_rm.EncodedPair(tuple(p), *map(tuple, codes), "") for p, codes in work]
-    settings = train_rm.Args(center=0.0, token_budget=2048 if args.device == "cpu" else 16384)
-    optimizer = adamw(model, args.device, 0.0, 0.01)
+    settings = train_rm.Args(center=0.0, token_budget=2048)
+    optimizer = adamw(model, "cpu", 0.0, 0.01)
     if args.peer:
         twin = transformers_twin(model)
         rows = [prompt + codes[side] for side in (0, 1) for prompt, codes in work]
-        batch = dict(zip(("input_ids", "attention_mask"), padded(rows, args.device)))
+        batch = dict(zip(("input_ids", "attention_mask"), padded(rows)))
         peer = partial(trl_step, trl_trainer("Reward", twin), twin, [batch])
 
     def ours():
@@ -340,9 +324,8 @@ def grpo_step(args, size):
     (prompts, samples, new), peer = size, None
     model = random_model(args, "lm", training=True)
     work, stops = prompts_to_answer(*size, model.config.vocab_size, 500, 500)
-    budget = 2048 if args.device == "cpu" else 16384
-    settings = grpo.Args(temperature=1.0, kl=0.0, max_new_tokens=new, token_budget=budget)
-    optimizer, problem, groups = adamw(model, args.device, 0.0, 0.01), Problem("", ""), []
+    settings = grpo.Args(temperature=1.0, kl=0.0, max_new_tokens=new, token_budget=2048)
+    optimizer, problem, groups = adamw(model, "cpu", 0.0, 0.01), Problem("", ""), []
 
     def ours():
         done = generate_ours(codescaler.gathered(model), work, samples, new, stops)
@@ -350,7 +333,7 @@ def grpo_step(args, size):
         for i, (prompt, group) in enumerate(zip(work, done)):
             facts = [(problem, i, prompt, c.ids, c.logps) for c in group]
             groups.append([Rollout(*f, advantage=(-1.0) ** j) for j, f in enumerate(facts)])
-        m = grpo.update(model, None, optimizer, groups, settings, args.device)
+        m = grpo.update(model, None, optimizer, groups, settings, "cpu")
         return m["loss"], m["grad_norm"]
 
     if args.peer:
@@ -362,22 +345,22 @@ def grpo_step(args, size):
             generate_peer(twin.eval(), work, samples, new, stops)
             rows = sum(groups, [])
             batches = [rows[at : at + 8] for at in range(0, len(rows), 8)]
-            batches = [trl_batch(batch, sum(stops), args.device) for batch in batches]
+            batches = [trl_batch(batch, sum(stops)) for batch in batches]
             return trl_step(trainer, twin.train(), batches)
 
     about = f"{prompts}x{samples}x{new}"
     return measure(args, "grpo_step", about, sum(stops), ours, peer)
 
 
-def trl_batch(rollouts, tokens, device):
+def trl_batch(rollouts, tokens):
     """Rollouts as TRL's GRPO loss takes them; `tokens`: how many the whole step has sampled."""
-    prompt_ids, prompt_mask = padded([r.prompt_ids for r in rollouts], device)
-    completion_ids, completion_mask = padded([r.ids for r in rollouts], device)
+    prompt_ids, prompt_mask = padded([r.prompt_ids for r in rollouts])
+    completion_ids, completion_mask = padded([r.ids for r in rollouts])
     return {
         "prompt_ids": prompt_ids, "prompt_mask": prompt_mask,
         "completion_ids": completion_ids, "completion_mask": completion_mask,
-        "advantages": torch.tensor([r.advantage for r in rollouts], device=device),
-        "num_items_in_batch": torch.tensor(float(tokens), device=device),
+        "advantages": torch.tensor([r.advantage for r in rollouts]),
+        "num_items_in_batch": torch.tensor(float(tokens)),
     }  # fmt: skip
 
 
@@ -386,11 +369,10 @@ def trl_batch(rollouts, tokens, device):
 
 def main():
     args = parse_args(Args)
-    check_choice(args, config=tuple(WORK)[:-1])
-    check_least(args, 1, "rounds threads")
-    torch.set_num_threads(args.threads)
-    args.device = setup(args.device)[2]
-    pairs, rollouts, rm_pairs, step = WORK["full" if args.full else args.config]
+    check_choice(args, config=WORK)
+    check_least(args, 1, "rounds")
+    torch.set_num_threads(1)
+    pairs, rollouts, rm_pairs, step = WORK[args.config]
     every = [(score, pairs), *((generate, size) for size in rollouts)]
     for measurement, size in [*every, (rm_step, rm_pairs), (grpo_step, step)]:
         if measurement.__name__ in args.rows:

@@ -97,6 +97,8 @@ class SampleArgs:
 def readable(reward_model, items, prompt_of):
     """The items whose prompt leaves the reward model room for a program; the others are counted."""
     kept = [item for item in items if reward_model.fits(prompt_of(item))]
+    if not kept:
+        raise UserError(f"--rm reads {reward_model.max_length} tokens: every statement is longer")
     log(f"{len(items) - len(kept)} of {len(items)} left out: longer than the reward model reads")
     return kept
 

@@ -35,6 +35,7 @@ def step_metrics(rows):
     codes = [row["code"] for row in rows if row["code"] is not None]
     reasons = Counter(row["reason"] for row in rows if row["code"] is None)
     groups = {row["number"] for row in rows}
+    # Where all answers have one reward, every advantage is 0 and nothing is learned.
     with_signal = {row["number"] for row in rows if row["advantage"]}
     return {
         "reward": mean([row["reward"] for row in rows if row["reward"] is not None]),
@@ -77,9 +78,11 @@ def evaluate(answer, problems, every, rank=0, world=1):
     avg (share of samples that pass), any (whether one does), valid, reward, and `rewards` and
     `passed` of its valid samples. Where no sample could be graded, avg is None.
     """
+    # All ranks ask equally often, the last time some with nothing: `answer` has collectives.
     rows, size, numbers = [], 64 * world, range(0, len(problems), every)
     for chunk in (numbers[at : at + size][rank::world] for at in range(0, len(numbers), size)):
         for group in answer([problems[i] for i in chunk], chunk):
+            # Invalid answers have reward 0 by rule: they say nothing about the reward model.
             valid = [r for r in group if r.code is not None and r.reward is not None]
             passed = [r.verdict == "pass" for r in group if r.verdict not in NOT_GRADED]
             row = {"number": group[0].number, "part": group[0].problem.source or "all"}
@@ -94,6 +97,7 @@ def evaluate(answer, problems, every, rank=0, world=1):
 def audit(rows):
     """Does the reward follow execution? -> mean reward, mean AUC of reward against passing within a
     problem, share of failing programs among the tenth with the highest rewards, and avg@n."""
+    # Within a problem: scores of different problems need not be comparable.
     aucs = [auc(row["rewards"], row["passed"]) for row in rows]
     aucs = [value for value in aucs if not math.isnan(value)]
     ranked = [pair for row in rows for pair in zip(row["rewards"], row["passed"])]
@@ -132,6 +136,7 @@ def by_part(rows):
 
 def final_table(before, after, args):
     """Held-out results before and after as lines of text, one a part of the data."""
+    # Of the problems that were graded both times, so that a gain is that of the same problems.
     n, graded = args.eval_group, {row["number"] for row in before if row["avg"] is not None}
     graded &= {row["number"] for row in after if row["avg"] is not None}
     before, after = ([r for r in rows if r["number"] in graded] for rows in (before, after))
@@ -207,8 +212,9 @@ def rm_bench_rows(pairs, score_P2, seed):
     for pair, score_2 in zip(pairs, score_P2, strict=True):
         items.setdefault((pair.source, problem_of(pair)), []).append(score_2)
     items = {item: scores for item, scores in items.items() if len(scores) == 3}
+    # Every right answer against every wrong one: [item, style of the right, style of the wrong].
     score_N32 = np.array([*items.values()]).reshape(-1, 3, 2)
-    gap_N33 = score_N32[:, :, None, 0] - score_N32[:, None, :, 1]  # by right and by wrong style
+    gap_N33 = score_N32[:, :, None, 0] - score_N32[:, None, :, 1]
     wins_N33, easy, hard = gap_N33 > 0, np.tril_indices(3, -1), np.triu_indices(3, 1)
     columns = {"easy": wins_N33[:, *easy].mean(1), "normal": wins_N33.trace(axis1=1, axis2=2) / 3}
     columns |= {"hard": wins_N33[:, *hard].mean(1), "ties": (gap_N33 == 0).mean((1, 2))}
@@ -289,6 +295,7 @@ def majority_at_k(answers, passed, k, rounds=200, seed=0):
     rng, values = np.random.default_rng(seed), []
     for _ in range(rounds):
         drawn = rng.permutation(len(answers))[:k]
+        # Programs vote with what they printed or returned on all tests.
         votes = Counter(answers[i] for i in drawn if answers[i] is not None)
         most = max(votes.values(), default=0)
         values.append(mean([passed[i] for i in drawn if votes[answers[i]] == most]))
@@ -311,6 +318,7 @@ def selected(rows, sizes, tests, scored, seed):
         scores = [-math.inf if row["code"] is None else key(row) for row in rows]
         return [best_of_k(scores, passed, k) for k in sizes]
 
+    # The score is the number of the chosen tests that pass; an untried test is none.
     def by_tests(chosen):
         return by(lambda row: sum(row["verdicts"][i : i + 1] == ["pass"] for i in chosen))
 

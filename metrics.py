@@ -1,13 +1,24 @@
 """What is measured: of a training step's samples, of a policy on held-out problems, of a reward
-model on held-out pairs. Rows in, numbers and lines of text out; nothing here decides anything."""
+model on held-out pairs, of a choice among answers. Rows in, numbers and lines of text out; nothing
+here decides anything."""
 
+import itertools
 import math
 import random
 from collections import Counter
 
+import numpy as np
+
 from common import auc, bootstrap, mean
 from pairs import MUTANT, NOT_GRADED, problem_of
 from runs import gather_lists
+
+
+def estimate(values, seed, groups=None, prefix=""):
+    """Values of problems -> columns of a table: their mean and its interval."""
+    found = bootstrap(values, groups, seed=seed) if len(values) else [math.nan] * 3
+    return dict(zip((f"{prefix}value", f"{prefix}low", f"{prefix}high"), found))
+
 
 # --------------------------------------------------------------------------------------------------
 # a training step
@@ -24,6 +35,7 @@ def step_metrics(rows):
     codes = [row["code"] for row in rows if row["code"] is not None]
     reasons = Counter(row["reason"] for row in rows if row["code"] is None)
     groups = {row["number"] for row in rows}
+    # Where all answers have one reward, every advantage is 0 and nothing is learned.
     with_signal = {row["number"] for row in rows if row["advantage"]}
     return {
         "reward": mean([row["reward"] for row in rows if row["reward"] is not None]),
@@ -66,9 +78,11 @@ def evaluate(answer, problems, every, rank=0, world=1):
     avg (share of samples that pass), any (whether one does), valid, reward, and `rewards` and
     `passed` of its valid samples. Where no sample could be graded, avg is None.
     """
+    # All ranks ask equally often, the last time some with nothing: `answer` has collectives.
     rows, size, numbers = [], 64 * world, range(0, len(problems), every)
     for chunk in (numbers[at : at + size][rank::world] for at in range(0, len(numbers), size)):
         for group in answer([problems[i] for i in chunk], chunk):
+            # Invalid answers have reward 0 by rule: they say nothing about the reward model.
             valid = [r for r in group if r.code is not None and r.reward is not None]
             passed = [r.verdict == "pass" for r in group if r.verdict not in NOT_GRADED]
             row = {"number": group[0].number, "part": group[0].problem.source or "all"}
@@ -83,6 +97,7 @@ def evaluate(answer, problems, every, rank=0, world=1):
 def audit(rows):
     """Does the reward follow execution? -> mean reward, mean AUC of reward against passing within a
     problem, share of failing programs among the tenth with the highest rewards, and avg@n."""
+    # Within a problem: scores of different problems need not be comparable.
     aucs = [auc(row["rewards"], row["passed"]) for row in rows]
     aucs = [value for value in aucs if not math.isnan(value)]
     ranked = [pair for row in rows for pair in zip(row["rewards"], row["passed"])]
@@ -121,6 +136,7 @@ def by_part(rows):
 
 def final_table(before, after, args):
     """Held-out results before and after as lines of text, one a part of the data."""
+    # Of the problems that were graded both times, so that a gain is that of the same problems.
     n, graded = args.eval_group, {row["number"] for row in before if row["avg"] is not None}
     graded &= {row["number"] for row in after if row["avg"] is not None}
     before, after = ([r for r in rows if r["number"] in graded] for rows in (before, after))
@@ -171,6 +187,53 @@ def accuracies(pairs, before, after):
     return {name: values for name, values in rows.items() if values}
 
 
+def pair_rows(pairs, score_P2, seed):
+    """Share of pairs whose chosen program has the higher score, a row a source; a tie is no win."""
+    rows, gap_P = [], score_P2[:, 0] - score_P2[:, 1]
+    for part in dict.fromkeys([*(p.source for p in pairs), "all"]):
+        some = [i for i, p in enumerate(pairs) if part in (p.source, "all")]
+        problems = [problem_of(pairs[i]) for i in some]
+        row = {"part": part, "pairs": len(some), "problems": len(set(problems))}
+        row |= estimate(gap_P[some] > 0, seed, problems)
+        row["ties"] = mean(gap_P[some] == 0)
+        row["longer wins"] = mean([len(pairs[i].chosen) > len(pairs[i].rejected) for i in some])
+        rows.append(row)
+    return rows
+
+
+def rm_bench_rows(pairs, score_P2, seed):
+    """RM-Bench, whose items are three pairs, one a style -> a row a domain and one of their mean.
+
+    "c>d": how often the right answer in concise style scores above the wrong one in detailed style
+    (m: markdown); a tie loses. It is easy where the right answer has the richer style, hard where
+    the wrong one has it.
+    """
+    items, rows = {}, []  # domain and id name an item: ids repeat
+    for pair, score_2 in zip(pairs, score_P2, strict=True):
+        items.setdefault((pair.source, problem_of(pair)), []).append(score_2)
+    items = {item: scores for item, scores in items.items() if len(scores) == 3}
+    # Every right answer against every wrong one: [item, style of the right, style of the wrong].
+    score_N32 = np.array([*items.values()]).reshape(-1, 3, 2)
+    gap_N33 = score_N32[:, :, None, 0] - score_N32[:, None, :, 1]
+    wins_N33, easy, hard = gap_N33 > 0, np.tril_indices(3, -1), np.triu_indices(3, 1)
+    columns = {"easy": wins_N33[:, *easy].mean(1), "normal": wins_N33.trace(axis1=1, axis2=2) / 3}
+    columns |= {"hard": wins_N33[:, *hard].mean(1), "ties": (gap_N33 == 0).mean((1, 2))}
+    columns |= {f"{'cdm'[i]}>{'cdm'[j]}": wins_N33[:, i, j] for i, j in np.ndindex(3, 3)}
+    domain_N = np.array([domain for domain, _ in items])
+    domains, index_N, counts = np.unique(domain_N, return_inverse=True, return_counts=True)
+    for domain in [*domains, "mean"]:
+        some = (domain_N == domain) | (domain == "mean")
+        # A domain counts as much as any other, whatever its number of items.
+        weight_M = 1 / counts[index_N[some]]
+        weight_M /= weight_M.mean()
+        row = {"domain": domain, "items": int(some.sum())}
+        row |= estimate(wins_N33[some].mean((1, 2)) * weight_M, seed)
+        for name, value_N in columns.items():
+            row[name] = float((value_N[some] * weight_M).mean())
+        rows.append(row)
+    return rows
+
+
 def interval_rows(rows):
     """{name: [(value, problem), ...]} -> (lines of text, what result.json keeps): means with 95%
     intervals over problems."""
@@ -192,3 +255,78 @@ def auc_rows(programs, scores):
         groups.setdefault(problem, []).append((score, passed))
     found = [(auc(*zip(*group)), problem) for problem, group in groups.items()]
     return [(value, problem) for value, problem in found if not math.isnan(value)]
+
+
+# --------------------------------------------------------------------------------------------------
+# a choice among a problem's answers; each estimator is compared with brute force in the tests
+
+
+def pass_at_k(n, c, k):
+    """P(one of k samples passes) when c of n passed: 1 - C(n-c, k) / C(n, k), which is unbiased
+    (Chen et al. 2021).
+
+    >>> round(pass_at_k(4, 1, 2), 3)
+    0.5
+    """
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def best_of_k(scores, passed, k):
+    """P(the sample with the highest score of k passes), the mean over all k-subsets of the n
+    samples; equal scores are chosen from by lot.
+
+    >>> best_of_k([3.0, 2.0, 1.0], [False, True, True], k=2)   # of 3 pairs, 2 hold the first
+    0.3333333333333333
+    """
+    n, above, value = len(scores), 0, 0.0
+    ranked = sorted(zip(scores, passed, strict=True), key=lambda sample: -sample[0])
+    for _, tied in itertools.groupby(ranked, key=lambda sample: sample[0]):
+        tied = [right for _, right in tied]
+        # Subsets that hold one of these and none above them.
+        ways = math.comb(n - above, k) - math.comb(n - above - len(tied), k)
+        value += ways * mean(tied)
+        above += len(tied)
+    return value / math.comb(n, k)
+
+
+def majority_at_k(answers, passed, k, rounds=200, seed=0):
+    """P(a sample with the most frequent answer of k passes), the mean over `rounds` random
+    subsets. None is no answer and has no vote; where nobody votes any sample is chosen."""
+    rng, values = np.random.default_rng(seed), []
+    for _ in range(rounds):
+        drawn = rng.permutation(len(answers))[:k]
+        # Programs vote with what they printed or returned on all tests.
+        votes = Counter(answers[i] for i in drawn if answers[i] is not None)
+        most = max(votes.values(), default=0)
+        values.append(mean([passed[i] for i in drawn if votes[answers[i]] == most]))
+    return mean(values)
+
+
+SUITES = 16  # random choices of K tests that the unit-test selector is averaged over
+
+
+def selected(rows, sizes, tests, scored, seed):
+    """One problem's answers -> {selector: [P(what it chooses of k passes) for k in sizes]}.
+
+    An answer without a program is chosen only when there is nothing else. The unit tests that
+    choose are drawn from those that grade: with all of them the selector is the oracle.
+    """
+    passed, cases = [row["verdict"] == "pass" for row in rows], range(rows[0]["num_tests"])
+    answers, rng = [row["answer"] for row in rows], random.Random(f"{seed}-{rows[0]['problem']}")
+
+    def by(key):
+        scores = [-math.inf if row["code"] is None else key(row) for row in rows]
+        return [best_of_k(scores, passed, k) for k in sizes]
+
+    # The score is the number of the chosen tests that pass; an untried test is none.
+    def by_tests(chosen):
+        return by(lambda row: sum(row["verdicts"][i : i + 1] == ["pass"] for i in chosen))
+
+    found = {"random": [mean(passed)] * len(sizes), "first valid": by(lambda row: 0.0)}
+    found["majority vote"] = [majority_at_k(answers, passed, k, seed=seed) for k in sizes]
+    for count in tests:
+        suites = [rng.sample(cases, min(count, len(cases))) for _ in range(SUITES)]
+        name = f"{count} unit test{'s' * (count > 1)}"
+        found[name] = np.mean([by_tests(suite) for suite in suites], 0).tolist()
+    found |= {"reward model": by(lambda row: row["score"])} if scored else {}
+    return found | {"oracle": [pass_at_k(len(rows), sum(passed), k) for k in sizes]}

@@ -15,13 +15,15 @@ import random
 import sys
 import textwrap
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import extract  # noqa: E402
-from common import UserError, parse_args, run_cli  # noqa: E402
+from common import parse_args, run_cli  # noqa: E402
 from extract import MODES, REASONS, defines, extract_code, judge  # noqa: E402
+from problems import need, read_rows  # noqa: E402
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Args:
     measure: str = ""  # a JSON Lines file: share of its programs found by each mode
 
 
-def hostile(rng: random.Random, programs: list[str]) -> str:
+def hostile(rng, programs):
     """A response nobody would write: program text and fences, cut, repeated, nested, with odd
     characters."""
     parts = [
@@ -50,20 +52,19 @@ def hostile(rng: random.Random, programs: list[str]) -> str:
     return text
 
 
-def fuzz(count: int, seed: int = 0) -> dict:
-    """Runs `count` hostile texts through every mode; raises AssertionError where an answer breaks
-    the contract."""
-    with open(extract.__file__, encoding="utf-8") as file:
-        source = file.read()
+def fuzz(count, seed=0):
+    """Runs `count` hostile texts through every mode -> the slowest call and how often each reason
+    was given. Raises AssertionError where an answer breaks the contract."""
+    source = Path(extract.__file__).read_text(encoding="utf-8")
     programs = [source[i : i + 700] for i in range(0, len(source) - 700, 700)]
-    rng, slowest, tally = random.Random(seed), 0.0, {}
+    rng, slowest, tally = random.Random(seed), 0.0, Counter()
     for _ in range(count):
         text = hostile(rng, programs)
         for mode in MODES:
             start, entry_point = time.process_time(), rng.choice((None, "f", "Solution.f"))
             code, reason = extract_code(text, mode, entry_point)
             slowest = max(slowest, time.process_time() - start)
-            tally[f"{mode} {reason}"] = tally.get(f"{mode} {reason}", 0) + 1
+            tally[f"{mode} {reason}"] += 1
             assert reason in REASONS and (code is not None) == (reason == "ok"), (text, mode)
             if code is not None and mode in ("strict", "recover"):
                 verdict = judge(code)
@@ -72,9 +73,8 @@ def fuzz(count: int, seed: int = 0) -> dict:
     return {"slowest_s": round(slowest, 3), **dict(sorted(tally.items()))}
 
 
-def garblings(code: str, rng: random.Random) -> dict[str, tuple[str, str]]:
-    """{kind: (response, program that must come back)} for a known program; the known truth of
-    --measure."""
+def garblings(code, rng):
+    """A known program -> {kind: (response, program that must come back)}."""
     lines = code.split("\n")
     fenced = f"```python\n{code}\n```"
     cut = code[: rng.randint(len(code) // 3, len(code) - 1)]
@@ -103,58 +103,44 @@ def garblings(code: str, rng: random.Random) -> dict[str, tuple[str, str]]:
     }
 
 
-def measure(path: str) -> None:
+def measure(path):
     """Prints the share of programs found, per mode: known ones garbled, compared as syntax trees,
     or real responses."""
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    for number, row in enumerate(rows, 1):
-        value = row.get("code", row.get("response")) if isinstance(row, dict) else None
-        if not isinstance(value, str) or "code" in row and len(value) < 2:
-            raise ValueError(f"row {number} is {row!r:.80}")
-    hits, wrong, counts, seconds = {}, dict.fromkeys(MODES, 0), {}, dict.fromkeys(MODES, 0.0)
-    for number, row in enumerate(rows):
+    hits, wrong, counts, seconds = (Counter() for _ in range(4))
+    for number, (row, where) in enumerate(read_rows(path)):
         if "code" in row:
-            code = row["code"].replace("\r\n", "\n").replace("\r", "\n").strip("\n")
-            cases = garblings(code, random.Random(number))
+            code = need(row, where, "code").replace("\r\n", "\n").replace("\r", "\n").strip("\n")
+            cases = garblings(code, random.Random(number)) if code else {}
         else:
-            cases = {row.get("shape", "response"): (row["response"], None)}
+            cases = {row.get("shape", "response"): (need(row, where, "response"), None)}
         for kind, (text, truth) in cases.items():
             known = judge(truth) if truth is not None else None
             if known and known.reason != "ok":
                 continue  # cut so early that no program is left
-            counts[kind] = counts.get(kind, 0) + 1
+            counts[kind] += 1
             for mode in MODES:
                 start = time.perf_counter()
                 code = extract_code(text, mode).code
                 seconds[mode] += time.perf_counter() - start
                 back = judge(code).tree if code is not None else None
                 same = back and (not known or ast.dump(back) == ast.dump(known.tree))
-                hits[kind, mode] = hits.get((kind, mode), 0) + bool(same)
+                hits[kind, mode] += bool(same)
                 wrong[mode] += code is not None and not same
-    calls = sum(counts.values())
-    if not calls:
-        raise ValueError("no row holds a program")
+    calls = max(1, counts.total())
     print(f"{'response':28}{'n':>6}" + "".join(f"{mode:>10}" for mode in MODES))
     for kind, n in counts.items():
         print(f"{kind:28}{n:6}" + "".join(f"{hits[kind, mode] / n:10.3f}" for mode in MODES))
     shares = "".join(f"{wrong[mode] / calls:10.3f}" for mode in MODES)
-    print(f"{'another text or no program':34}{shares}")
-    speeds = "".join(f"{calls / seconds[mode]:10.0f}" for mode in MODES)
-    print(f"{'responses per second':34}{speeds}")
+    speeds = "".join(f"{calls / max(seconds[mode], 1e-9):10.0f}" for mode in MODES)
+    print(f"{'another text or no program':34}{shares}\n{'responses per second':34}{speeds}")
 
 
-def main() -> None:
+def main():
     args = parse_args(Args)
     if args.fuzz:
         print(json.dumps(fuzz(args.fuzz), indent=1))
-    if not args.measure:
-        return
-    try:
+    if args.measure:
         measure(args.measure)
-    except (OSError, ValueError, KeyError, RecursionError) as error:
-        wanted = "expected rows with `code` or `response`"
-        raise UserError(f"--measure {args.measure}: {error!r}; {wanted}") from error
 
 
 if __name__ == "__main__":

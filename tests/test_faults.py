@@ -8,7 +8,6 @@ import json
 import re
 import resource
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from test_model import INDEX, LM, TINY, edit_json, edit_weights, folder, head  # noqa: F401
 from test_runs import pairs, rows, script, start  # noqa: F401
-from tokenizers import Tokenizer as FastTokenizer
 
 import codescaler as cs
 import hub
@@ -34,7 +32,7 @@ def refused(found, path, kind="lm"):
 
 
 # --------------------------------------------------------------------------------------------------
-# config.json
+# config.json and weights
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 NAMED = [
@@ -60,15 +58,6 @@ NAMED = [
 ]
 
 
-@pytest.mark.parametrize("changes, found", NAMED)
-def test_a_config_that_is_not_computed_is_refused_by_name(changes, found, folder):  # noqa: F811
-    edit_json(folder / "config.json", **changes)
-    refused(found, folder)
-
-
-# --------------------------------------------------------------------------------------------------
-# weights
-
 NORM, GATE = "model.norm.weight", "model.layers.1.mlp.gate_proj.weight"
 CHANGES = [
     (head(1e-3), "lm_head.weight differs from the embedding"),
@@ -80,9 +69,12 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("change, found", CHANGES)
-def test_weights_that_are_not_read_are_refused_by_name(change, found, folder):  # noqa: F811
-    edit_weights(folder, change)
+@pytest.mark.parametrize("change, found", NAMED + CHANGES)
+def test_what_is_not_computed_or_read_is_refused_by_name(change, found, folder):  # noqa: F811
+    if isinstance(change, dict):
+        edit_json(folder / "config.json", **change)
+    else:
+        edit_weights(folder, change)
     refused(found, folder)
 
 
@@ -126,27 +118,28 @@ def test_a_folder_that_is_none_is_named(path):
 # tokenizers
 
 
-@pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>"])
-def test_a_tokenizer_without_the_tokens_of_turns_is_refused(token, folder):  # noqa: F811
+def with_a_hole(text):
+    spec = json.loads(text)
+    (last,) = (token for token, i in spec["model"]["vocab"].items() if i == 400)
+    spec["model"]["merges"] = [m for m in spec["model"]["merges"] if "".join(m) != last]
+    del spec["model"]["vocab"][last]
+    return json.dumps(spec)
+
+
+TOKENIZERS = [
+    (lambda text: text.replace("<|im_start|>", "<|turn|>"), r"no token <\|im_start\|>: not"),
+    (lambda text: text.replace("<|im_end|>", "<|turn|>"), r"no token <\|im_end\|>: not"),
+    (with_a_hole, "511 tokens, but ids up to 511"),
+    (lambda text: re.sub(r'"vocab":\s*{', '"vocab": {"one more": 512,', text),
+     "has 513 tokens, config.json vocab_size 512"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change, found", TOKENIZERS)
+def test_the_tokenizer_of_another_model_is_refused(change, found, folder):  # noqa: F811
     file = folder / "tokenizer.json"
-    file.write_text(file.read_text().replace(token, "<|turn|>"))
-    refused(f"no token {re.escape(token)}: not a Qwen3 tokenizer", folder)
-
-
-def test_a_vocabulary_with_holes_is_refused(folder):  # noqa: F811
-    spec = json.loads((folder / "tokenizer.json").read_text())
-    last = {token for token, i in spec["model"]["vocab"].items() if i in (400, 511)}
-    spec["model"]["merges"] = [m for m in spec["model"]["merges"] if "".join(m) not in last]
-    del spec["model"]["vocab"][min(last, key=spec["model"]["vocab"].get)]
-    (folder / "tokenizer.json").write_text(json.dumps(spec))
-    refused("511 tokens, but ids up to 511", folder)
-
-
-def test_the_tokenizer_of_another_model_is_refused(folder):  # noqa: F811
-    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
-    fast.add_tokens(["one more"])
-    fast.save(str(folder / "tokenizer.json"))
-    refused("has 513 tokens, config.json vocab_size 512", folder)
+    file.write_text(change(file.read_text()))
+    refused(found, folder)
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
@@ -178,24 +171,20 @@ def test_other_contents_of_an_input_are_refused(flag, tmp_path, script, pairs): 
     else:
         edit_weights(tmp_path / "init", lambda w: {NORM: 2 * w[NORM]})
     code, _, errors = script(*command, "2")
-    assert (
-        code == 2
-        and f"started with content of --{flag}" in errors
-        and len(errors.splitlines()) == 1
-    )
+    assert code == 2 and len(errors.splitlines()) == 1
+    assert f"started with content of --{flag}" in errors
     assert len(rows(tmp_path / "run")) == 1
 
 
 def test_other_contents_of_problems_are_refused(tmp_path, script):  # noqa: F811
     test = {"kind": "call", "cases": [{"args": [1], "expected": 2}], "entry_point": "solve"}
-    row = {"id": "a", "prompt": "Add one. solve(x) returns it.", "tests": test}
-    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
-    command = ["grpo.py", "--rm", ROOT / "tiny" / "reward", "--problems", tmp_path / "own.jsonl"]
-    command += ["--eval-problems", tmp_path / "own.jsonl", "--out", tmp_path / "run"]
+    row, file = {"id": "a", "prompt": "Add one.", "tests": test}, tmp_path / "own.jsonl"
+    command = ["grpo.py", "--rm", ROOT / "tiny" / "reward", "--problems", file]
+    command += ["--eval-problems", file, "--out", tmp_path / "run"]
     command += ["--max-new-tokens", "8", "--prompts", "1", "--group", "2", "--steps"]
-    code, _, errors = script(*command, "1")
-    assert code == 0, errors
-    (tmp_path / "own.jsonl").write_text(json.dumps(row | {"prompt": "Add two."}) + "\n")
+    file.write_text(json.dumps(row) + "\n")
+    assert script(*command, "1")[0] == 0
+    file.write_text(json.dumps(row | {"prompt": "Add two."}) + "\n")
     code, _, errors = script(*command, "2")
     assert code == 2 and "content of --problems" in errors
     code, _, errors = script(*command, "1", "--lr", "1")
@@ -216,10 +205,3 @@ def test_a_full_disk_loses_nothing(tmp_path, script, pairs):  # noqa: F811
     assert json.loads((checkpoint / "state.json").read_text())["step"] == 2
     after = load_file(checkpoint / "model.safetensors")
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-
-
-def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch, script):  # noqa: F811
-    (tmp_path / "metrics.csv").write_text("step,loss,reward,pass_rate,valid_rate\n1,0,0,0,0\n")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it raises ImportError
-    code, _, errors = script("bench.py", "plot", tmp_path)
-    assert code == 2 and "pip install matplotlib" in errors

@@ -38,19 +38,13 @@ VARIANTS = {
     "python sandbox.py --check": ("", ""),
     "python tests/speed.py": (None, "needs trl; tests/test_bench.py runs its parts"),
 }
-FILES = {  # stands for files that a user has
-    "mine.jsonl": [
-        {
-            "id": f"a{i}", "prompt": f"Write add{i}(a), which adds {i}.",
-            "solution": f"def add{i}(a): return a + {i}",
-            "tests": {
-                "kind": "call", "entry_point": f"add{i}",
-                "cases": [{"args": [1], "expected": 1 + i}],
-            },
-        }
-        for i in range(12)
-    ],
-}  # fmt: skip
+MINE = [  # mine.jsonl, which stands for a user's problems
+    {"id": f"a{i}", "prompt": f"Write add{i}(a), which adds {i}.",
+     "solution": f"def add{i}(a): return a + {i}",
+     "tests": {"kind": "call", "entry_point": f"add{i}",
+               "cases": [{"args": [1], "expected": 1 + i}]}}
+    for i in range(12)
+]  # fmt: skip
 
 
 def readme_commands():
@@ -88,15 +82,12 @@ def test_every_command_of_the_readme_is_known():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the project, with a user's files, in which the commands run one after the other."""
+    """A copy of the project, with a user's problems, for the commands one after the other."""
     folder = tmp_path_factory.mktemp("readme") / "checkout"
     skip = shutil.ignore_patterns("out", ".git", "tests", "__pycache__")
     shutil.copytree(ROOT, folder, ignore=skip)
-    for name, rows in FILES.items():
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        (folder / name).write_text(
-            json.dumps(rows) if name.endswith(".json") else "\n".join(lines) + "\n"
-        )
+    lines = [json.dumps(row) + "\n" for row in MINE]
+    (folder / "mine.jsonl").write_text("".join(lines))
     return folder
 
 

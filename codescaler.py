@@ -15,12 +15,12 @@ Rows are right-padded and their lengths say what is real: attention is causal, s
 sees padding.
 """
 
-import dataclasses
 import json
 import math
 import sys
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,17 +41,6 @@ from hub import Config, Tokenizer
 
 # --------------------------------------------------------------------------------------------------
 # the forward pass
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
-
-    def __init__(self, size, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
-
-    def forward(self, x):
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
 def rope_table(config, position_BT):
@@ -112,8 +101,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(D, G * K, bias=False)
         self.v_proj = nn.Linear(D, G * K, bias=False)
         self.o_proj = nn.Linear(H * K, D, bias=False)
-        self.q_norm = RMSNorm(K, config.rms_norm_eps)
-        self.k_norm = RMSNorm(K, config.rms_norm_eps)
+        self.q_norm = nn.RMSNorm(K, config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(K, config.rms_norm_eps)
 
     def forward(self, x_BTD, rope, past, mask):
         # [B, T, H * K] -> [B, T, H, K], and likewise with G heads for keys and values.
@@ -126,8 +115,8 @@ class Attention(nn.Module):
         # What a query may see: what came before its row, and the row up to itself.
         if past is None:
             k_BSGK, v_BSGK = k_BTGK, v_BTGK
-        elif isinstance(past, CacheLayer):
-            k_BSGK, v_BSGK = past.write(k_BTGK, v_BTGK)
+        elif callable(past):  # KVCache.write: each row has a past of its own
+            k_BSGK, v_BSGK = past(k_BTGK, v_BTGK)
         else:  # of one prompt, [1, P, G, K], which all rows continue
             # expand copies nothing; cat does: [B, P + T, G, K].
             B = len(x_BTD)
@@ -156,9 +145,9 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x_BTD, rope, past, mask):
@@ -177,7 +166,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class ScoreHead(nn.Linear):
@@ -189,9 +178,8 @@ class ScoreHead(nn.Linear):
         # lengths - 1 is the last real token; the padding behind it is never read.
         last_BD = hidden_BTD[row_B, lengths_B - 1].float()
         bias = None if self.bias is None else self.bias.float()
-        return F.linear(last_BD, self.weight.float(), bias).sum(
-            -1
-        )  # drops the last dimension; a view is refused by FSDP2
+        # The sum drops a dimension of size 1; FSDP2 refuses the view that indexing gives.
+        return F.linear(last_BD, self.weight.float(), bias).sum(-1)
 
 
 class Qwen3(nn.Module):
@@ -217,9 +205,8 @@ class Qwen3(nn.Module):
         The second lists (k, v), each [B, T, G, K], of every layer, for these T tokens only. `past`
         is such a list of ONE prompt [1, P, G, K] that all rows continue, or a KVCache.
         """
-        start_B1, mask = self.start_and_mask(ids_BT, past)
+        position_BT, mask = self.positions_and_mask(ids_BT, past)
         x_BTD = self.model.embed_tokens(ids_BT)
-        position_BT = start_B1 + torch.arange(ids_BT.shape[1], device=ids_BT.device)
         rope = [table.to(x_BTD.dtype) for table in rope_table(self.config, position_BT)]
         kv = []
         for layer, block in enumerate(self.model.layers):
@@ -231,22 +218,21 @@ class Qwen3(nn.Module):
             kv.append(new)
         return self.model.norm(x_BTD), kv
 
-    def start_and_mask(self, ids_BT, past):
-        """-> (the rows' first positions, [B, 1] or [1, 1], and the mask that all layers share)."""
+    def positions_and_mask(self, ids_BT, past):
+        """-> (positions [B, T], or [1, T] for all rows, and the mask that all layers share)."""
         if isinstance(past, KVCache):
             return past.next_step()
         T, device = ids_BT.shape[1], ids_BT.device
         # P tokens were computed before, 0 of a fresh text.
         P = 0 if past is None else past[0][0].shape[1]
-        start_11 = torch.full((1, 1), P, device=device)
+        position_1T = torch.arange(P, P + T, device=device)[None]
         if P == 0 or device.type == "cuda":  # attention() says it without a dense mask
-            return start_11, None
+            return position_1T, None
         # Query t of a row may see the P tokens of the prompt and its row up to itself.
-        return start_11, torch.full((T, P + T), -math.inf, device=device).triu_(P + 1)
+        return position_1T, torch.full((T, P + T), -math.inf, device=device).triu_(P + 1)
 
     def logits(self, hidden):
-        """Hidden states [..., D] -> fp32 logits [..., V]. For a few positions: all would not
-        fit."""
+        """Hidden states [..., D] -> fp32 logits [..., V]; of a few positions, all would not fit."""
         tied = self.config.tie_word_embeddings
         # FSDP2 keeps the root's weights gathered after a forward pass, so they may be used here.
         weight = self.model.embed_tokens.weight if tied else self.lm_head.weight
@@ -433,23 +419,17 @@ class KVCache:
         return self.slot_R[:, None], mask_RS[:, None, None]
 
     def __getitem__(self, layer):
-        rows, slots = slice(len(self.lengths)), slice(max(self.lengths))
-        return CacheLayer(self.k[layer, rows, :, slots], self.v[layer, rows, :, slots], self.slot_R)
+        """What a layer gets as its past."""
+        return partial(self.write, layer)
 
-
-class CacheLayer(NamedTuple):
-    """One layer of a KVCache during a pass: the slots in use and where the new tokens go."""
-
-    k_RGSK: torch.Tensor
-    v_RGSK: torch.Tensor
-    slot_R: torch.Tensor
-
-    def write(self, k_R1GK, v_R1GK):
-        """Puts the new tokens into their slots -> all keys and values, [R, S, G, K]."""
+    def write(self, layer, k_R1GK, v_R1GK):
+        """Puts the new tokens into a layer's slots -> all its keys and values, [R, S, G, K]."""
+        rows, slots = slice(len(self.lengths)), slice(max(self.lengths))  # those in use
+        k_RGSK, v_RGSK = self.k[layer, rows, :, slots], self.v[layer, rows, :, slots]
         row_R = torch.arange(len(self.slot_R), device=self.slot_R.device)
-        self.k_RGSK[row_R, :, self.slot_R] = k_R1GK[:, 0]
-        self.v_RGSK[row_R, :, self.slot_R] = v_R1GK[:, 0]
-        return self.k_RGSK.transpose(1, 2), self.v_RGSK.transpose(1, 2)
+        k_RGSK[row_R, :, self.slot_R] = k_R1GK[:, 0]
+        v_RGSK[row_R, :, self.slot_R] = v_R1GK[:, 0]
+        return k_RGSK.transpose(1, 2), v_RGSK.transpose(1, 2)
 
 
 class Completion(NamedTuple):
@@ -831,7 +811,7 @@ def save_model(model, tokenizer, folder, max_length=4096):
         file.chmod(0o644)  # safetensors lets nobody but their owner read them
     ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.stop_ids}
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
-    config = dataclasses.replace(model.config, **ids).to_dict(model.head, dtype)
+    config = replace(model.config, **ids).to_dict(model.head, dtype)
     write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
     for name in hub.TOKENIZER_FILES:
         if (tokenizer.path / name).is_file():

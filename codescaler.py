@@ -527,10 +527,8 @@ def generate(
     """
     if not all(prompts):
         raise ValueError("an empty prompt: there is nothing to continue")
-    weight, keys = (
-        model.model.norm.weight,
-        range(len(prompts)) if prompt_keys is None else prompt_keys,
-    )
+    weight = model.model.norm.weight
+    keys = range(len(prompts)) if prompt_keys is None else prompt_keys
     longest, wanted = max(map(len, prompts), default=0), min(max_rows, n * len(prompts))
     slots = longest + max_new_tokens
     max_rows = rows_that_fit(model.config, longest, slots, weight, wanted)
@@ -540,9 +538,8 @@ def generate(
     waiting = deque((i, j) for i in order for j in range(n))
     done, rows, prefilled = [[None] * n for _ in prompts], [], None
     hidden_RD = weight.new_zeros(0, model.config.hidden_size)
-    bar = tqdm(
-        total=n * len(prompts), desc="sampling", leave=False, disable=None if progress else True
-    )
+    hide = None if progress else True  # None: where nobody looks
+    bar = tqdm(total=n * len(prompts), desc="sampling", leave=False, disable=hide)
     while waiting or rows:
         # 1. Free rows take waiting samples; a prompt is computed once for its n samples.
         while waiting and len(rows) < max_rows:
@@ -594,6 +591,137 @@ def rows_that_fit(config, prompt, slots, weight, wanted):
     unused = reserved - torch.cuda.memory_allocated(weight.device)
     free = torch.cuda.mem_get_info(weight.device)[0] + unused
     return max(1, min(wanted, int(0.9 * (free - prefill)) // row))
+
+
+# --------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def meta_model(config, head, dtype, score_bias=False):
+    """Qwen3 without memory: its tensors have shapes and a dtype. A score head is fp32 in any."""
+    with torch.device("meta"):
+        model = Qwen3(config, head, score_bias).to(dtype)
+    if head == "score":
+        model.score.float()
+    return model
+
+
+def empty_model(folder, head, dtype=torch.float32):
+    """-> (Qwen3 without memory, {parameter name: stored slice, None for a score head of zeros}).
+
+    Every parameter must be stored with its shape as floating-point numbers, and nothing may be
+    left over, but for a causal LM that gets a score head. Raises UserError.
+    """
+    config = Config.from_dict(hub.read_json(folder / "config.json"), folder / "config.json")
+    stored = hub.stored_tensors(folder)
+    model = meta_model(config, head, dtype, score_bias=head == "score" and "score.bias" in stored)
+    wanted = dict(model.named_parameters())
+    missing, extra = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
+    if missing == {"score.weight"}:  # a causal LM gets a score head; only its own may be left over
+        missing, extra = set(), extra - {"lm_head.weight"}
+    if head == "lm" and config.tie_word_embeddings and "lm_head.weight" in extra:
+        # Some checkpoints store the tied head twice; a merged adapter may have untied it.
+        extra = extra - {"lm_head.weight"}
+        hub.check(
+            torch.equal(stored["lm_head.weight"][:], stored["model.embed_tokens.weight"][:]),
+            f"{folder}: lm_head.weight differs from the embedding, but config.json says "
+            "tie_word_embeddings: true; set it to false",
+        )
+    hint = " (a reward model?)" if "score.weight" in extra else ""
+    found = f"missing tensors {sorted(missing)[:4]}, unexpected {sorted(extra)[:4]}{hint}"
+    hub.check(not (missing or extra), f"{folder}: {found}")
+    for name in wanted.keys() & stored.keys():
+        kind, shape, expected = (
+            stored[name].get_dtype(),
+            stored[name].get_shape(),
+            list(wanted[name].shape),
+        )
+        quantized = kind not in ("F64", "F32", "F16", "BF16")
+        hub.check(not quantized, f"{folder}: {name} is {kind}: quantized weights are not read")
+        hub.check(shape == expected, f"{folder}: {name} has shape {shape}, expected {expected}")
+    return model, {name: stored.get(name) for name in wanted}
+
+
+def check_model(path, head):
+    """Raises UserError where load_model would: asked before hours of work that end with loading."""
+    folder = hub.model_folder(path)
+    model, _ = empty_model(folder, head)
+    hub.check_tokenizer(Tokenizer(folder), model.config)
+
+
+@torch.no_grad()
+def load_model(path, head="lm", dtype=None, device=None, sharded=False):
+    """Folder, run folder or hub id -> Qwen3 on `device` (cuda if there is one) in `dtype` (fp32).
+
+    The weights are read tensor by tensor from mapped files; with `sharded`, each rank reads its
+    part only. A causal LM that is loaded with head="score" gets a head of zeros. Raises UserError.
+    """
+    folder = hub.model_folder(path)
+    model, slices = empty_model(folder, head, dtype or torch.float32)
+    if head == "score" and slices["score.weight"] is None:
+        print(f"{path} is a causal LM: its score head begins with zeros", file=sys.stderr)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if sharded:
+        runs.shard(model, model.model.layers, [model.score] if head == "score" else [], device)
+    # After sharding: a rank allocates and reads its own rows only.
+    model.to_empty(device=device)
+    for name, p in model.named_parameters():
+        if slices[name] is None:
+            runs.local(p).zero_()
+        else:
+            runs.local(p).copy_(slices[name][runs.rows_of(p)])
+        if not runs.local(p).isfinite().all():
+            raise UserError(f"{folder}: {name} holds values that are not finite: it is spoilt")
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer(folder)
+        hub.check_tokenizer(tokenizer, model.config)
+        model.num_tokens = tokenizer.num_tokens  # a matrix may be padded beyond
+    return model
+
+
+def save_model(model, tokenizer, folder, max_length=4096):
+    """Writes a folder that transformers and load_model read: config.json, the weights in files of
+    at most 5 GB, the tokenizer's files. All ranks call it, since the weights are gathered; rank 0
+    writes. `max_length`: of a reward model's texts, for codescaler.json."""
+    folder, weights = Path(folder), {}
+    writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    for name, tensor in runs.full_parameters(model):
+        if writes:  # the other ranks only help to gather
+            weights[name] = torch.empty_like(tensor, device="cpu").copy_(tensor)
+    if not writes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(weights, folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors lets nobody but their owner read them
+    ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.stop_ids}
+    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
+    config = replace(model.config, **ids).to_dict(model.head, dtype)
+    write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    for name in hub.TOKENIZER_FILES:
+        if (tokenizer.path / name).is_file():
+            write_atomic(folder / name, (tokenizer.path / name).read_bytes())
+    if model.head == "score":
+        write_atomic(folder / "codescaler.json", json.dumps({"max_length": max_length}) + "\n")
+
+
+@torch.no_grad()
+def gathered(model, dtype=None):
+    """An unsharded copy of a model in `dtype` (default: compute_dtype; a score head in fp32), for
+    decoding and scoring: they take a different number of steps on every rank, so they must need no
+    communication. All ranks call it. The model itself where there is nothing to gather or cast."""
+    weight = model.model.norm.weight
+    dtype = dtype or runs.compute_dtype(weight.device)
+    if dtype == weight.dtype and runs.local(weight) is weight:  # not sharded
+        return model
+    has_bias = model.head == "score" and model.score.bias is not None
+    copy = meta_model(model.config, model.head, dtype, has_bias).requires_grad_(False)
+    copy.to_empty(device=weight.device)
+    mine = dict(copy.named_parameters())
+    for name, tensor in runs.full_parameters(model):
+        mine[name].copy_(tensor)
+    copy.num_tokens = model.num_tokens
+    return copy.train(model.training)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -656,16 +784,21 @@ class RewardModel:
     """
 
     def __init__(self, path, device=None, max_length=None, token_budget=None, sharded=False):
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        sharded = sharded and runs.num_ranks() > 1
-        model = load_model(
-            path, "score", runs.compute_dtype(device), device, sharded, new_head=False
-        )
-        self.model = model.eval().requires_grad_(False)
+        folder = hub.model_folder(path)
+        is_rm = "score.weight" in hub.stored_tensors(folder)
+        hub.check(is_rm, f"{path} has no score.weight: no reward model; train one: train_rm.py")
         if Path(path, "args.json").is_file() and not Path(path, "result.json").is_file():
             print(f"{path}: its training is not finished", file=sys.stderr)
-        self.tokenizer = Tokenizer(path)
-        self.max_length, self.truncated = trained_length(self.tokenizer.path, max_length), 0
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        sharded = sharded and runs.num_ranks() > 1
+        model = load_model(folder, "score", runs.compute_dtype(device), device, sharded)
+        self.model, self.tokenizer = model.eval().requires_grad_(False), Tokenizer(folder)
+        # Scores of longer or shorter texts than those of its training mean little.
+        file, self.truncated = folder / "codescaler.json", 0
+        about = hub.read_json(file) if file.is_file() else {"max_length": max_length or 4096}
+        self.max_length = about.get("max_length")
+        mistake = f"--max-length {max_length}: {folder} was trained with {self.max_length}"
+        hub.check(max_length in (None, self.max_length), mistake)
         # On a CPU small passes cost little, and rows of like length need little padding.
         self.token_budget = token_budget or (16384 if model.model.norm.weight.is_cuda else 512)
 
@@ -698,148 +831,6 @@ class RewardModel:
                 score_B = model.score(*continue_prompt(model, ids, rows, past))
                 scores |= {(prompt, code): s for (code, _), s in zip(batch, score_B.tolist())}
         return [scores[item] for item in items]
-
-
-# --------------------------------------------------------------------------------------------------
-# checkpoints
-
-
-def empty_model(folder, head, dtype=torch.float32):
-    """-> (Qwen3 without memory, {parameter name: stored slice, None for a score head of zeros}).
-
-    Every parameter must be stored with its shape as floating-point numbers, and nothing may be
-    left over, but for a causal LM that gets a score head. Raises UserError.
-    """
-    config = Config.from_dict(hub.read_json(folder / "config.json"), folder / "config.json")
-    stored = hub.stored_tensors(folder)
-    with torch.device("meta"):
-        model = Qwen3(config, head, score_bias=head == "score" and "score.bias" in stored)
-    model.to(dtype)
-    if head == "score":
-        model.score.float()
-    wanted = dict(model.named_parameters())
-    missing, extra = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
-    if missing == {"score.weight"}:  # a causal LM gets a score head; only its own may be left over
-        missing, extra = set(), extra - {"lm_head.weight"}
-    if head == "lm" and config.tie_word_embeddings and "lm_head.weight" in extra:
-        # Some checkpoints store the tied head twice; a merged adapter may have untied it.
-        extra = extra - {"lm_head.weight"}
-        head_VD, embedding_VD = stored["lm_head.weight"], stored["model.embed_tokens.weight"]
-        if not torch.equal(head_VD[:], embedding_VD[:]):
-            raise UserError(
-                f"{folder}: lm_head.weight differs from the embedding, but config.json says "
-                "tie_word_embeddings: true; set it to false"
-            )
-    if missing or extra:
-        hint = " (a reward model?)" if "score.weight" in extra else ""
-        found = f"missing tensors {sorted(missing)[:4]}, unexpected {sorted(extra)[:4]}{hint}"
-        raise UserError(f"{folder}: {found}")
-    for name in wanted.keys() & stored.keys():
-        kind, shape = stored[name].get_dtype(), stored[name].get_shape()
-        if kind not in ("F64", "F32", "F16", "BF16"):
-            raise UserError(f"{folder}: {name} is {kind}: quantized weights are not read")
-        if shape != list(wanted[name].shape):
-            expected = list(wanted[name].shape)
-            raise UserError(f"{folder}: {name} has shape {shape}, expected {expected}")
-    return model, {name: stored.get(name) for name in wanted}
-
-
-def check_model(path, head):
-    """Raises UserError where load_model would: asked before hours of work that end with loading."""
-    folder = hub.model_folder(path)
-    model, _ = empty_model(folder, head)
-    hub.check_tokenizer(Tokenizer(folder), model.config)
-
-
-@torch.no_grad()
-def load_model(path, head="lm", dtype=None, device=None, sharded=False, new_head=True):
-    """Folder, run folder or hub id -> Qwen3 on `device` (cuda if there is one) in `dtype` (fp32).
-
-    The weights are read tensor by tensor from mapped files; with `sharded`, each rank reads its
-    part only. A causal LM that is loaded with head="score" gets a head of zeros, unless `new_head`
-    is False. A score head is fp32 in any `dtype`. Raises UserError.
-    """
-    folder = hub.model_folder(path)
-    model, slices = empty_model(folder, head, dtype or torch.float32)
-    if head == "score" and slices["score.weight"] is None:
-        if not new_head:
-            raise UserError(f"{path} has no score.weight: no reward model; train one: train_rm.py")
-        print(f"{path} is a causal LM: its score head begins with zeros", file=sys.stderr)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if sharded:
-        runs.shard(model, model.model.layers, [model.score] if head == "score" else [], device)
-    # After sharding: a rank allocates and reads its own rows only.
-    model.to_empty(device=device)
-    for name, p in model.named_parameters():
-        if slices[name] is None:
-            runs.local(p).zero_()
-        else:
-            runs.local(p).copy_(slices[name][runs.rows_of(p)])
-        if not runs.local(p).isfinite().all():
-            raise UserError(f"{folder}: {name} holds values that are not finite: it is spoilt")
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer(folder)
-        hub.check_tokenizer(tokenizer, model.config)
-        model.num_tokens = tokenizer.num_tokens  # a matrix may be padded beyond
-    return model
-
-
-def trained_length(folder, max_length=None):
-    """The longest text in tokens that a reward model scores: that of its training, which stands in
-    codescaler.json beside it, since other scores mean little; 4096 for models of others."""
-    file = folder / "codescaler.json"
-    trained = hub.read_json(file).get("max_length") if file.is_file() else max_length or 4096
-    if max_length not in (None, trained):
-        raise UserError(f"--max-length {max_length}: {folder} was trained with {trained}")
-    return trained
-
-
-def save_model(model, tokenizer, folder, max_length=4096):
-    """Writes a folder that transformers and load_model read: config.json, the weights in files of
-    at most 5 GB, the tokenizer's files. All ranks call it, since the weights are gathered; rank 0
-    writes. `max_length`: of a reward model's texts, for codescaler.json."""
-    folder, weights = Path(folder), {}
-    writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    for name, tensor in runs.full_parameters(model):
-        if writes:  # the other ranks only help to gather
-            weights[name] = torch.empty_like(tensor, device="cpu").copy_(tensor)
-    if not writes:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(weights, folder)
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors lets nobody but their owner read them
-    ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.stop_ids}
-    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
-    config = replace(model.config, **ids).to_dict(model.head, dtype)
-    write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
-    for name in hub.TOKENIZER_FILES:
-        if (tokenizer.path / name).is_file():
-            write_atomic(folder / name, (tokenizer.path / name).read_bytes())
-    if model.head == "score":
-        write_atomic(folder / "codescaler.json", json.dumps({"max_length": max_length}) + "\n")
-
-
-@torch.no_grad()
-def gathered(model, dtype=None):
-    """An unsharded copy of a model in `dtype` (default: compute_dtype; a score head in fp32), for
-    decoding and scoring: they take a different number of steps on every rank, so they must need no
-    communication. All ranks call it. The model itself where there is nothing to gather or cast."""
-    weight = model.model.norm.weight
-    dtype = dtype or runs.compute_dtype(weight.device)
-    if dtype == weight.dtype and runs.local(weight) is weight:  # not sharded
-        return model
-    with torch.device("meta"):
-        has_bias = model.head == "score" and model.score.bias is not None
-        copy = Qwen3(model.config, model.head, has_bias).to(dtype).requires_grad_(False)
-    if model.head == "score":
-        copy.score.float()
-    copy.to_empty(device=weight.device)
-    mine = dict(copy.named_parameters())
-    for name, tensor in runs.full_parameters(model):
-        mine[name].copy_(tensor)
-    copy.num_tokens = model.num_tokens
-    return copy.train(model.training)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -883,14 +874,15 @@ def score_command(argv):
         raise UserError("score needs --problem FILE and at least one program file")
     statement = read_text(args.problem, "--problem")
     texts = [read_text(path, "program") for path in args.programs]
-    reward_model = RewardModel(args.rm, runs.setup(args.device)[2])
     found = [extract_code(f"```python\n{text}\n```") for text in texts]
-    scores = iter(reward_model.score(statement, [e.code for e in found if e.code is not None]))
+    codes = [code for code, _ in found if code is not None]  # what is no program is not scored
+    reward_model = RewardModel(args.rm, runs.setup(args.device)[2])
+    scores = dict(zip(codes, reward_model.score(statement, codes)))
     rows = []
-    for path, e in zip(args.programs, found, strict=True):
-        score = None if e.code is None else next(scores)  # what is no program is not scored
-        reward = float(shape_reward(score or 0.0, e.code is not None))
-        rows.append({"score": score, "reward": reward, "reason": e.reason, "program": path})
+    for path, (code, reason) in zip(args.programs, found, strict=True):
+        score = scores.get(code)
+        reward = float(shape_reward(score or 0.0, score is not None))
+        rows.append({"score": score, "reward": reward, "reason": reason, "program": path})
     rows.sort(key=lambda row: -row["reward"])
     if not args.json:
         print(f"{'score':>10}{'reward':>12}  {'reason':<16}program")

@@ -21,6 +21,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,16 +160,6 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), kv
 
 
-class Trunk(nn.Module):
-    """Everything below the head; the name `model` of Hugging Face's checkpoints."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-
 class ScoreHead(nn.Linear):
     """hidden [B, T, D], lengths [B] -> scores [B] at each row's last real token, computed in fp32:
     in bf16 scores near 8 are multiples of 1/16, and different programs would tie."""
@@ -193,11 +184,15 @@ class Qwen3(nn.Module):
         self.config, self.head = config, head
         self.num_tokens = config.vocab_size  # of the tokenizer; ids beyond pad the matrix
         self.checkpointing = False  # keep blocks' inputs, recompute the rest in the backward pass
-        self.model = Trunk(config)
+        V, D = config.vocab_size, config.hidden_size
+        blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        norm = nn.RMSNorm(D, config.rms_norm_eps)
+        # Everything below the head is called `model` in Hugging Face's checkpoints.
+        self.model = nn.ModuleDict(dict(embed_tokens=nn.Embedding(V, D), layers=blocks, norm=norm))
         if head == "score":
-            self.score = ScoreHead(config.hidden_size, 1, bias=score_bias)
+            self.score = ScoreHead(D, 1, bias=score_bias)
         elif not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(D, V, bias=False)
 
     def forward(self, ids_BT, past=None):
         """ids [B, T] -> (hidden states [B, T, D] after the final norm, keys and values).
@@ -205,31 +200,24 @@ class Qwen3(nn.Module):
         The second lists (k, v), each [B, T, G, K], of every layer, for these T tokens only. `past`
         is such a list of ONE prompt [1, P, G, K] that all rows continue, or a KVCache.
         """
-        position_BT, mask = self.positions_and_mask(ids_BT, past)
-        x_BTD = self.model.embed_tokens(ids_BT)
+        if isinstance(past, KVCache):
+            position_BT, mask, past = past.next_step()
+        else:  # P tokens were computed before, 0 of a fresh text
+            T, P = ids_BT.shape[1], 0 if past is None else past[0][0].shape[1]
+            position_BT, mask = torch.arange(P, P + T, device=ids_BT.device)[None], None  # of all B
+            if P > 0 and not ids_BT.is_cuda:  # else attention() says it without a dense mask
+                # Query t of a row may see the P tokens of the prompt and its row up to itself.
+                mask = torch.full((T, P + T), -math.inf, device=ids_BT.device).triu_(P + 1)
+        x_BTD, kv = self.model.embed_tokens(ids_BT), []
         rope = [table.to(x_BTD.dtype) for table in rope_table(self.config, position_BT)]
-        kv = []
-        for layer, block in enumerate(self.model.layers):
-            inputs = (x_BTD, rope, None if past is None else past[layer], mask)
+        for block, before in zip(self.model.layers, past or [None] * len(self.model.layers)):
+            inputs = (x_BTD, rope, before, mask)
             if self.checkpointing and torch.is_grad_enabled():
                 x_BTD, new = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 x_BTD, new = block(*inputs)
             kv.append(new)
         return self.model.norm(x_BTD), kv
-
-    def positions_and_mask(self, ids_BT, past):
-        """-> (positions [B, T], or [1, T] for all rows, and the mask that all layers share)."""
-        if isinstance(past, KVCache):
-            return past.next_step()
-        T, device = ids_BT.shape[1], ids_BT.device
-        # P tokens were computed before, 0 of a fresh text.
-        P = 0 if past is None else past[0][0].shape[1]
-        position_1T = torch.arange(P, P + T, device=device)[None]
-        if P == 0 or device.type == "cuda":  # attention() says it without a dense mask
-            return position_1T, None
-        # Query t of a row may see the P tokens of the prompt and its row up to itself.
-        return position_1T, torch.full((T, P + T), -math.inf, device=device).triu_(P + 1)
 
     def logits(self, hidden):
         """Hidden states [..., D] -> fp32 logits [..., V]; of a few positions, all would not fit."""
@@ -346,33 +334,28 @@ def token_logprobs(
     """
     # Padding goes: [B, T, D] -> [N, D], the tokens whose mask is set.
     hidden_ND, target_N = hidden_BTD[mask_BT], target_BT[mask_BT]
-    allowed = [ids for row in support for ids in row] if support else None
+    allowed = [*chain(*support)] if support else None
 
     def one_chunk(hidden_CD, target_C, allowed_C):
         logits_CV = model.logits(hidden_CD)[:, : model.num_tokens] / temperature
         if allowed_C:
-            # Coordinates (token c of the chunk, id i) of the entries that stay.
-            row_M = [c for c, ids in enumerate(allowed_C) for _ in ids]
-            id_M = [i for ids in allowed_C for i in ids]
+            # Coordinates of the entries that stay: tokens of the chunk, and ids.
+            kept = [c for c, ids in enumerate(allowed_C) for _ in ids], [*chain(*allowed_C)]
             drop_CV = torch.ones_like(logits_CV, dtype=torch.bool)
-            drop_CV[torch.tensor([row_M, id_M], device=target_C.device).unbind()] = False
+            drop_CV[torch.tensor(kept, device=target_C.device).unbind()] = False
             logits_CV = logits_CV.masked_fill(drop_CV, -math.inf)
         logp_CV = logits_CV.log_softmax(-1)
         with torch.no_grad():  # 0 * -inf counts as 0
             entropy_C = -(logp_CV.exp() * logp_CV.nan_to_num(neginf=0.0)).sum(-1)
         return logp_CV.gather(1, target_C[:, None])[:, 0], entropy_C
 
-    parts = []
+    run = partial(checkpoint, one_chunk, use_reentrant=False)
+    run = run if torch.is_grad_enabled() else one_chunk
     # One chunk at least: a mask without a token must still give tensors with a graph.
-    for start in range(0, max(1, len(target_N)), chunk):
-        part = slice(start, start + chunk)
-        inputs = hidden_ND[part], target_N[part], allowed[part] if allowed else None
-        if torch.is_grad_enabled():
-            parts.append(checkpoint(one_chunk, *inputs, use_reentrant=False))
-        else:
-            parts.append(one_chunk(*inputs))
+    parts = [slice(start, start + chunk) for start in range(0, max(1, len(target_N)), chunk)]
+    found = [run(hidden_ND[c], target_N[c], allowed[c] if allowed else None) for c in parts]
     zero_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
-    return [zero_BT.masked_scatter(mask_BT, torch.cat(values)) for values in zip(*parts)]
+    return [zero_BT.masked_scatter(mask_BT, torch.cat(values)) for values in zip(*found)]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -408,7 +391,8 @@ class KVCache:
         self.lengths.pop()
 
     def next_step(self):
-        """Makes room for one more token a row -> (its position [R, 1], mask [R, 1, 1, S])."""
+        """Makes room for one more token a row -> (its position [R, 1], mask [R, 1, 1, S], and for
+        each layer the function that takes in the new tokens)."""
         # Small copies to the GPU do not wait for it: the next pass is queued behind this one.
         self.slot_R = torch.tensor(self.lengths).to(self.k.device, non_blocking=True)
         self.lengths = [length + 1 for length in self.lengths]
@@ -416,11 +400,8 @@ class KVCache:
         slot_S = torch.arange(max(self.lengths), device=self.k.device)
         masked_RS = slot_S > self.slot_R[:, None]
         mask_RS = torch.zeros_like(masked_RS, dtype=self.k.dtype).masked_fill_(masked_RS, -math.inf)
-        return self.slot_R[:, None], mask_RS[:, None, None]
-
-    def __getitem__(self, layer):
-        """What a layer gets as its past."""
-        return partial(self.write, layer)
+        past = [partial(self.write, layer) for layer in range(len(self.k))]
+        return self.slot_R[:, None], mask_RS[:, None, None], past
 
     def write(self, layer, k_R1GK, v_R1GK):
         """Puts the new tokens into a layer's slots -> all its keys and values, [R, S, G, K]."""
@@ -606,12 +587,14 @@ def meta_model(config, head, dtype, score_bias=False):
     return model
 
 
-def empty_model(folder, head, dtype=torch.float32):
+def check_model(path, head, dtype=torch.float32):
     """-> (Qwen3 without memory, {parameter name: stored slice, None for a score head of zeros}).
 
-    Every parameter must be stored with its shape as floating-point numbers, and nothing may be
-    left over, but for a causal LM that gets a score head. Raises UserError.
+    Every parameter must be stored with its shape as floating-point numbers, and nothing may be left
+    over, but for a causal LM that gets a score head. Raises UserError, also for the tokenizer of
+    another model. It reads no weights: trainers ask before hours of work that end with loading.
     """
+    folder = hub.model_folder(path)
     config = Config.from_dict(hub.read_json(folder / "config.json"), folder / "config.json")
     stored = hub.stored_tensors(folder)
     model = meta_model(config, head, dtype, score_bias=head == "score" and "score.bias" in stored)
@@ -630,23 +613,16 @@ def empty_model(folder, head, dtype=torch.float32):
     hint = " (a reward model?)" if "score.weight" in extra else ""
     found = f"missing tensors {sorted(missing)[:4]}, unexpected {sorted(extra)[:4]}{hint}"
     hub.check(not (missing or extra), f"{folder}: {found}")
-    for name in wanted.keys() & stored.keys():
-        kind, shape, expected = (
-            stored[name].get_dtype(),
-            stored[name].get_shape(),
-            list(wanted[name].shape),
-        )
-        quantized = kind not in ("F64", "F32", "F16", "BF16")
-        hub.check(not quantized, f"{folder}: {name} is {kind}: quantized weights are not read")
+    for name in sorted(wanted.keys() & stored.keys()):
+        kind, shape = stored[name].get_dtype(), stored[name].get_shape()
+        is_float, expected = kind in ("F64", "F32", "F16", "BF16"), list(wanted[name].shape)
+        hub.check(is_float, f"{folder}: {name} is {kind}: quantized weights are not read")
         hub.check(shape == expected, f"{folder}: {name} has shape {shape}, expected {expected}")
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer(folder)
+        hub.check_tokenizer(tokenizer, config)
+        model.num_tokens = tokenizer.num_tokens  # a matrix may be padded beyond
     return model, {name: stored.get(name) for name in wanted}
-
-
-def check_model(path, head):
-    """Raises UserError where load_model would: asked before hours of work that end with loading."""
-    folder = hub.model_folder(path)
-    model, _ = empty_model(folder, head)
-    hub.check_tokenizer(Tokenizer(folder), model.config)
 
 
 @torch.no_grad()
@@ -656,8 +632,7 @@ def load_model(path, head="lm", dtype=None, device=None, sharded=False):
     The weights are read tensor by tensor from mapped files; with `sharded`, each rank reads its
     part only. A causal LM that is loaded with head="score" gets a head of zeros. Raises UserError.
     """
-    folder = hub.model_folder(path)
-    model, slices = empty_model(folder, head, dtype or torch.float32)
+    model, slices = check_model(path, head, dtype or torch.float32)
     if head == "score" and slices["score.weight"] is None:
         print(f"{path} is a causal LM: its score head begins with zeros", file=sys.stderr)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -670,12 +645,8 @@ def load_model(path, head="lm", dtype=None, device=None, sharded=False):
             runs.local(p).zero_()
         else:
             runs.local(p).copy_(slices[name][runs.rows_of(p)])
-        if not runs.local(p).isfinite().all():
-            raise UserError(f"{folder}: {name} holds values that are not finite: it is spoilt")
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer(folder)
-        hub.check_tokenizer(tokenizer, model.config)
-        model.num_tokens = tokenizer.num_tokens  # a matrix may be padded beyond
+        finite = bool(runs.local(p).isfinite().all())
+        hub.check(finite, f"{path}: {name} holds values that are not finite: it is spoilt")
     return model
 
 
@@ -749,11 +720,8 @@ def reward_input_ids(tokenizer, prompt, code, max_length=4096):
     program = tokenizer.encode_plain("\n\n" + code.lstrip("\n"))
     closing = tokenizer.encode("<|im_end|>\n")
     room = max_length - len(opening) - len(closing)
-    if room < 1:
-        raise UserError(
-            f"a prompt of {len(opening)} tokens leaves no room for a program: "
-            f"raise --max-length {max_length}"
-        )
+    found = f"a prompt of {len(opening)} tokens leaves no room for a program"
+    hub.check(room > 0, f"{found}: raise --max-length {max_length}")
     return opening, program[:room] + closing, len(program) > room
 
 

@@ -457,8 +457,9 @@ def test_a_decoding_step_waits_for_the_gpu_once(found):
     [
         ("decoding", "max(self.lengths), device=self.k.device)", "max(self.lengths))"),
         ("decoding", "self.slot_R] = k_R1GK[:, 0]", "self.slot_R] = k_R1GK[:, 0].float()"),
-        ("grpo", "            return start_11, None\n",
-         "            return start_11, causal_lower_right(T, P + T) if P else None\n"),
+        ("grpo", "            if P > 0 and not ids_BT.is_cuda:",
+         "            mask = causal_lower_right(T, P + T) if P else None\n"
+         "            if P > 0 and not ids_BT.is_cuda:"),
     ],
     ids=["device", "dtype", "a mask that FSDP2 casts"],
 )  # fmt: skip

@@ -1,8 +1,7 @@
 """The CUDA paths without CUDA: real dispatch, autograd, checkpointing, FSDP2 and AdamW on fake
 tensors, which say cuda:0 and have shapes but no values. Rank 0 of 8; the others send nothing.
 
-    pytest tests/test_fake_cuda.py                      # 40 s; needs g++ and a CPU build of torch
-    LD_PRELOAD=SHIM python tests/test_fake_cuda.py ...  # what it runs, see main()
+    pytest tests/test_fake_cuda.py    # 40 s; needs g++ and a CPU build of torch
 
 Found are tensors on a wrong device, mixtures of dtypes, waits of the host, the attention kernel
 and peak memory. Not found are wrong values, what a kernel does inside, races and fragmentation.
@@ -162,19 +161,14 @@ class FusedNorm(torch.autograd.Function):
 
 
 class Stored:
-    """A tensor of a file: fp32, without values."""
+    """A tensor of a file, which is read outside of the fake tensors."""
 
-    def __init__(self, shape):
-        self.shape = list(shape)
-
-    def get_dtype(self):
-        return "F32"
-
-    def get_shape(self):
-        return self.shape
+    def __init__(self, real):
+        self.real, self.get_dtype, self.get_shape = real, real.get_dtype, real.get_shape
 
     def __getitem__(self, rows):
-        return torch.empty(self.shape)[rows]
+        with _disable_current_modes():
+            return self.real[rows]
 
 
 def convert(module, function, recurse=True):
@@ -235,12 +229,6 @@ def install(watch, m, world, capacity):
         finally:
             watch.paused = False
 
-    def stored_tensors(folder):
-        config = m.hub.Config.from_dict(m.hub.read_json(folder / "config.json"))
-        with torch.device("meta"):
-            model = m.codescaler.Qwen3(config, "score" if "reward" in str(folder) else "lm")
-        return {name: Stored(p.shape) for name, p in model.named_parameters()}
-
     def save(tensors, file):
         written.update(tensors)
         Path(file).touch() if Path(file).suffix else None
@@ -249,6 +237,7 @@ def install(watch, m, world, capacity):
         keys, tensor = (lambda: list(written)), (lambda name: written[name].cpu())
         return types.SimpleNamespace(keys=keys, get_tensor=tensor)
 
+    real_stored = m.hub.stored_tensors
     real_resize, torch.UntypedStorage.resize_ = torch.UntypedStorage.resize_, resize
     real_propagate = ShardingPropagator._propagate_tensor_meta_non_cached
     ShardingPropagator._propagate_tensor_meta_non_cached = propagate
@@ -267,8 +256,9 @@ def install(watch, m, world, capacity):
     cuda.mem_get_info = lambda device=None: (capacity - watch.live, capacity)
     m.runs.init_device_mesh = outside(m.runs.init_device_mesh)
     m.codescaler.causal_lower_right = outside(m.codescaler.causal_lower_right)
-    m.hub.stored_tensors, m.codescaler.save_torch_state_dict = stored_tensors, save
-    m.runs.save_file, m.runs.safe_open = save, opened
+    m.hub.stored_tensors = lambda folder: {k: Stored(x) for k, x in real_stored(folder).items()}
+    m.codescaler.save_torch_state_dict = m.runs.save_file = save
+    m.runs.safe_open = opened
     dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     dist.all_gather_object = lambda out, item: out.__setitem__(slice(None), [item] * len(out))
 
@@ -355,21 +345,16 @@ def check_grpo(m, watch):
 CHECKS = {f.__name__[6:]: f for f in (check_forward, check_decoding, check_train_rm, check_grpo)}
 
 # --------------------------------------------------------------------------------------------------
-# peak memory of real shapes: width, layers, query heads, MLP, tied head
-
-SHAPES = {"1.7b": (2048, 28, 16, 6144, True), "8b": (4096, 36, 32, 12288, False),
-          "14b": (5120, 40, 40, 17408, False)}  # fmt: skip
+# peak memory of real shapes
 
 
 def peak_gib(m, watch, script, shape, world, prompt, answer, count, token_budget):
     """Peak of an update with --checkpointing on one rank, weights and moments included: `count`
     pairs (train_rm) or answers (grpo) of `answer` tokens to one prompt."""
-    with tempfile.TemporaryDirectory() as folder:
-        width, layers, heads, mlp, tied = SHAPES[shape]
-        config = m.hub.Config(151936, width, layers, heads, 8, 128, mlp, tie_word_embeddings=tied)
-        Path(folder, "config.json").write_text(json.dumps(config.to_dict("lm")))
-        head = "score" if script == "train_rm" else "lm"
-        model = m.codescaler.load_model(folder, head, None, CUDA, sharded=True)
+    head = "score" if script == "train_rm" else "lm"
+    model = m.codescaler.meta_model(m.bench.SHAPES[f"qwen3-{shape}-shape"], head, torch.float32)
+    m.runs.shard(model, model.model.layers, [model.score] if head == "score" else [], CUDA)
+    model.to_empty(device=CUDA)
     model.checkpointing = True
     optimizer, peaks = m.runs.adamw(model, CUDA, 1e-5, 0.01), []
     for size in ((2, 4, 2), (prompt, answer, count)):  # the first makes AdamW's moments
@@ -393,7 +378,7 @@ def main(job):
     """Executes the checks of a job, a dict, and prints a JSON line {name: findings or error}."""
     sys.path.insert(0, str(ROOT))
     m, found = types.SimpleNamespace(), {}
-    for name in "hub runs problems codescaler pairs train_rm grpo".split():
+    for name in "hub runs problems codescaler pairs train_rm grpo bench".split():
         if name == job.get("plant", [""])[0]:
             text, (_, old, new) = (ROOT / f"{name}.py").read_text(), job["plant"]
             assert text.count(old) == 1, f"{old!r} is not in {name}.py once"

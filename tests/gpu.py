@@ -63,10 +63,6 @@ def random_model(shape, head, device, sharded):
     return cs.init_weights(model.to_empty(device=device))
 
 
-def num_parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 # --------------------------------------------------------------------------------------------------
 # measurements
 
@@ -91,9 +87,7 @@ def parity():
         logp_BT, _ = cs.token_logprobs(model, hidden_BTD[:, :-1], ids_BT[:, 1:], mask_BT)
         found.append(logp_BT[mask_BT].cpu())
     sampled_N = torch.tensor([logp for answer in answers for logp in answer.logps])
-    greedy = [
-        cs.generate(model, [prompt], 1, 64, temperature=0.0)[0][0].ids for model in (here, cpu)
-    ]
+    greedy = [cs.generate(m, [prompt], 1, 64, temperature=0.0)[0][0].ids for m in (here, cpu)]
     equal = sum(a == b for a, b in zip(*greedy)) / 64
     codes = [f"def f(x):\n    return x + {i}\n" for i in range(8)]
     scores = [cs.RewardModel(ROOT / "tiny/reward", d).score("Add.", codes) for d in (DEVICE, "cpu")]
@@ -142,7 +136,7 @@ def train(shape, token_budget):
                     ]
                     grpo.update(model, None, optimizer, [group], args, device)
         tokens = len(prompt) + count * length
-        flops = 8 * num_parameters(model) * tokens  # forward twice, backward
+        flops = 8 * bench.num_parameters(model.config, head)[0] * tokens  # forward twice, backward
         sizes = bench.MemoryArgs(gpus=1, prompt=len(prompt), response=length, token_budget=budget)
         items = bench.memory_items(bench.SHAPES[shape], None, sizes)
         computed = sum(size for phases, _, size in items if "train" in phases) / GIB
@@ -163,18 +157,17 @@ def decode(shape, prompt, new):
             for batch in cs.cut_rows(rows, len, 16384):
                 model.score(*cs.continue_prompt(model, [1] * prompt, batch, past)).tolist()
     tokens = prompt + 32 * new
-    share = 2 * num_parameters(model) * tokens / m.seconds / FLOPS
+    share = 2 * bench.num_parameters(model.config, "score")[0] * tokens / m.seconds / FLOPS
     say(f"scoring, {shape}", tokens_per_s=tokens / m.seconds, share=share, peak=m.peak)
     del model, past
     model = random_model(shape, "lm", device, False)
-    c = model.config
-    token = 4 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+    c, token = model.config, bench.token_bytes(model.config)[0]
     for n in (16, 64):
         for length in (8, new):  # the first plans kernels
             with Measured() as m:
                 cs.generate(model, [[1] * prompt], n, length)
         # A step reads all weights and the keys and values of its rows.
-        read = new * (2 * num_parameters(model) + n * token * (prompt + new / 2))
+        read = new * (2 * bench.num_parameters(c)[0] + n * token * (prompt + new / 2))
         say(f"decoding of {n} rows, {shape}", tokens_per_s=n * new / m.seconds,
             share=read / m.seconds / BANDWIDTH, peak=m.peak)  # fmt: skip
 

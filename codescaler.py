@@ -119,7 +119,7 @@ class Attention(nn.Module):
         elif callable(past):  # KVCache.write: each row has a past of its own
             k_BSGK, v_BSGK = past(k_BTGK, v_BTGK)
         else:  # of one prompt, [1, P, G, K], which all rows continue
-            # expand copies nothing; cat does: [B, P + T, G, K].
+            # expand copies nothing; cat does: [B, P + T, G, K], S = P + T keys.
             B = len(x_BTD)
             k_BSGK = torch.cat([past[0].expand(B, -1, -1, -1), k_BTGK], dim=1)
             v_BSGK = torch.cat([past[1].expand(B, -1, -1, -1), v_BTGK], dim=1)
@@ -154,7 +154,8 @@ class Block(nn.Module):
     def forward(self, x_BTD, rope, past, mask):
         """-> (x [B, T, D], (k, v)): the layer's own keys and values [B, T, G, K] are an output, so
         they carry gradients and may be the `past` of another pass."""
-        # Pre-norm: x itself is never normalised between the layers.
+        # Pre-norm: x itself is never normalised between the layers. RMSNorm, along the last
+        # dimension: x / sqrt(mean(x^2) + eps) * weight.
         y_BTD, kv = self.self_attn(self.input_layernorm(x_BTD), rope, past, mask)
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), kv
@@ -316,6 +317,7 @@ def cut_rows(rows, length_of, room):
     """
     batches = []
     for row in sorted(rows, key=length_of):
+        # Rows come shortest first, so this one is what its list would be padded to.
         if not batches or (len(batches[-1]) + 1) * length_of(row) > room:
             batches.append([])
         batches[-1].append(row)
@@ -453,7 +455,8 @@ def draw(p_RN, u_R):
     [2]
     """
     sum_RN = p_RN.cumsum(-1, dtype=torch.float64)
-    target_R1 = (u_R * sum_RN[:, -1])[:, None]  # in units of the total, which is 1 but for rounding
+    # In units of the total, which is 1 but for rounding: u next to 1 stays inside.
+    target_R1 = (u_R * sum_RN[:, -1])[:, None]
     return torch.searchsorted(sum_RN, target_R1, right=True)[:, 0]
 
 
@@ -478,6 +481,7 @@ def next_tokens(model, hidden_RD, rows, temperature, top_p, top_k):
         place_R = draw(p_RN, u_R.to(p_RN.device, non_blocking=True))
     else:
         place_R = p_RN.argmax(-1)
+    # What is recorded is the log-probability under the distribution that was sampled from.
     token_R1 = ids_RN.expand(len(rows), -1).gather(1, place_R[:, None])
     logp_R1 = p_RN.gather(1, place_R[:, None]).log()
     found = [token_R1, logp_R1]
@@ -510,17 +514,17 @@ def generate(
         raise ValueError("an empty prompt: there is nothing to continue")
     weight = model.model.norm.weight
     keys = range(len(prompts)) if prompt_keys is None else prompt_keys
-    longest, wanted = max(map(len, prompts), default=0), min(max_rows, n * len(prompts))
-    slots = longest + max_new_tokens
-    max_rows = rows_that_fit(model.config, longest, slots, weight, wanted)
+    longest, total = max(map(len, prompts), default=0), n * len(prompts)
+    slots = longest + max_new_tokens  # of a row: its prompt and its longest answer
+    max_rows = rows_that_fit(model.config, longest, slots, weight, min(max_rows, total))
     cache = KVCache(model.config, max_rows, slots, weight.dtype, weight.device)
     # Prompts of like length are decoded together; the samples of a prompt follow each other.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     waiting = deque((i, j) for i in order for j in range(n))
     done, rows, prefilled = [[None] * n for _ in prompts], [], None
     hidden_RD = weight.new_zeros(0, model.config.hidden_size)
-    hide = None if progress else True  # None: where nobody looks
-    bar = tqdm(total=n * len(prompts), desc="sampling", leave=False, disable=hide)
+    hide = not progress or None  # None: shown on a terminal only
+    bar = tqdm(total=total, desc="sampling", leave=False, disable=hide)
     while waiting or rows:
         # 1. Free rows take waiting samples; a prompt is computed once for its n samples.
         while waiting and len(rows) < max_rows:
@@ -599,6 +603,7 @@ def check_model(path, head, dtype=torch.float32):
     stored = hub.stored_tensors(folder)
     model = meta_model(config, head, dtype, score_bias=head == "score" and "score.bias" in stored)
     wanted = dict(model.named_parameters())
+    # Names are compared both ways; a folder of another kind must not load as a model.
     missing, extra = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
     if missing == {"score.weight"}:  # a causal LM gets a score head; only its own may be left over
         missing, extra = set(), extra - {"lm_head.weight"}
@@ -688,9 +693,8 @@ def gathered(model, dtype=None):
     has_bias = model.head == "score" and model.score.bias is not None
     copy = meta_model(model.config, model.head, dtype, has_bias).requires_grad_(False)
     copy.to_empty(device=weight.device)
-    mine = dict(copy.named_parameters())
     for name, tensor in runs.full_parameters(model):
-        mine[name].copy_(tensor)
+        copy.get_parameter(name).copy_(tensor)
     copy.num_tokens = model.num_tokens
     return copy.train(model.training)
 
@@ -793,7 +797,7 @@ class RewardModel:
         # All ranks come here, also those with nothing to score.
         model = gathered(self.model, self.model.model.norm.weight.dtype)
         for (prompt, ids), programs in groups.items():
-            past = read_prompt(model, ids)
+            past = read_prompt(model, ids)  # once for all batches of its programs
             for batch in cut_rows(programs, lambda item: len(item[1]), self.token_budget):
                 rows = [program for _, program in batch]
                 score_B = model.score(*continue_prompt(model, ids, rows, past))
@@ -843,7 +847,8 @@ def score_command(argv):
     statement = read_text(args.problem, "--problem")
     texts = [read_text(path, "program") for path in args.programs]
     found = [extract_code(f"```python\n{text}\n```") for text in texts]
-    codes = [code for code, _ in found if code is not None]  # what is no program is not scored
+    # What is no program is not scored; its reward is 0.
+    codes = [code for code, _ in found if code is not None]
     reward_model = RewardModel(args.rm, runs.setup(args.device)[2])
     scores = dict(zip(codes, reward_model.score(statement, codes)))
     rows = []

@@ -15,12 +15,13 @@ Rows are right-padded and their lengths say what is real: attention is causal, s
 sees padding.
 """
 
-import dataclasses
 import json
 import math
 import sys
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,17 +42,6 @@ from hub import Config, Tokenizer
 
 # --------------------------------------------------------------------------------------------------
 # the forward pass
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
-
-    def __init__(self, size, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
-
-    def forward(self, x):
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
 def rope_table(config, position_BT):
@@ -112,8 +102,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(D, G * K, bias=False)
         self.v_proj = nn.Linear(D, G * K, bias=False)
         self.o_proj = nn.Linear(H * K, D, bias=False)
-        self.q_norm = RMSNorm(K, config.rms_norm_eps)
-        self.k_norm = RMSNorm(K, config.rms_norm_eps)
+        self.q_norm = nn.RMSNorm(K, config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(K, config.rms_norm_eps)
 
     def forward(self, x_BTD, rope, past, mask):
         # [B, T, H * K] -> [B, T, H, K], and likewise with G heads for keys and values.
@@ -126,10 +116,10 @@ class Attention(nn.Module):
         # What a query may see: what came before its row, and the row up to itself.
         if past is None:
             k_BSGK, v_BSGK = k_BTGK, v_BTGK
-        elif isinstance(past, CacheLayer):
-            k_BSGK, v_BSGK = past.write(k_BTGK, v_BTGK)
+        elif callable(past):  # KVCache.write: each row has a past of its own
+            k_BSGK, v_BSGK = past(k_BTGK, v_BTGK)
         else:  # of one prompt, [1, P, G, K], which all rows continue
-            # expand copies nothing; cat does: [B, P + T, G, K].
+            # expand copies nothing; cat does: [B, P + T, G, K], S = P + T keys.
             B = len(x_BTD)
             k_BSGK = torch.cat([past[0].expand(B, -1, -1, -1), k_BTGK], dim=1)
             v_BSGK = torch.cat([past[1].expand(B, -1, -1, -1), v_BTGK], dim=1)
@@ -156,28 +146,19 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x_BTD, rope, past, mask):
         """-> (x [B, T, D], (k, v)): the layer's own keys and values [B, T, G, K] are an output, so
         they carry gradients and may be the `past` of another pass."""
-        # Pre-norm: x itself is never normalised between the layers.
+        # Pre-norm: x itself is never normalised between the layers. RMSNorm, along the last
+        # dimension: x / sqrt(mean(x^2) + eps) * weight.
         y_BTD, kv = self.self_attn(self.input_layernorm(x_BTD), rope, past, mask)
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), kv
-
-
-class Trunk(nn.Module):
-    """Everything below the head; the name `model` of Hugging Face's checkpoints."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class ScoreHead(nn.Linear):
@@ -189,9 +170,8 @@ class ScoreHead(nn.Linear):
         # lengths - 1 is the last real token; the padding behind it is never read.
         last_BD = hidden_BTD[row_B, lengths_B - 1].float()
         bias = None if self.bias is None else self.bias.float()
-        return F.linear(last_BD, self.weight.float(), bias).sum(
-            -1
-        )  # drops the last dimension; a view is refused by FSDP2
+        # The sum drops a dimension of size 1; FSDP2 refuses the view that indexing gives.
+        return F.linear(last_BD, self.weight.float(), bias).sum(-1)
 
 
 class Qwen3(nn.Module):
@@ -205,11 +185,15 @@ class Qwen3(nn.Module):
         self.config, self.head = config, head
         self.num_tokens = config.vocab_size  # of the tokenizer; ids beyond pad the matrix
         self.checkpointing = False  # keep blocks' inputs, recompute the rest in the backward pass
-        self.model = Trunk(config)
+        V, D = config.vocab_size, config.hidden_size
+        blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        norm = nn.RMSNorm(D, config.rms_norm_eps)
+        # Everything below the head is called `model` in Hugging Face's checkpoints.
+        self.model = nn.ModuleDict(dict(embed_tokens=nn.Embedding(V, D), layers=blocks, norm=norm))
         if head == "score":
-            self.score = ScoreHead(config.hidden_size, 1, bias=score_bias)
+            self.score = ScoreHead(D, 1, bias=score_bias)
         elif not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(D, V, bias=False)
 
     def forward(self, ids_BT, past=None):
         """ids [B, T] -> (hidden states [B, T, D] after the final norm, keys and values).
@@ -217,13 +201,18 @@ class Qwen3(nn.Module):
         The second lists (k, v), each [B, T, G, K], of every layer, for these T tokens only. `past`
         is such a list of ONE prompt [1, P, G, K] that all rows continue, or a KVCache.
         """
-        start_B1, mask = self.start_and_mask(ids_BT, past)
-        x_BTD = self.model.embed_tokens(ids_BT)
-        position_BT = start_B1 + torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        if isinstance(past, KVCache):
+            position_BT, mask, past = past.next_step()
+        else:  # P tokens were computed before, 0 of a fresh text
+            T, P = ids_BT.shape[1], 0 if past is None else past[0][0].shape[1]
+            position_BT, mask = torch.arange(P, P + T, device=ids_BT.device)[None], None  # of all B
+            if P > 0 and not ids_BT.is_cuda:  # else attention() says it without a dense mask
+                # Query t of a row may see the P tokens of the prompt and its row up to itself.
+                mask = torch.full((T, P + T), -math.inf, device=ids_BT.device).triu_(P + 1)
+        x_BTD, kv = self.model.embed_tokens(ids_BT), []
         rope = [table.to(x_BTD.dtype) for table in rope_table(self.config, position_BT)]
-        kv = []
-        for layer, block in enumerate(self.model.layers):
-            inputs = (x_BTD, rope, None if past is None else past[layer], mask)
+        for block, before in zip(self.model.layers, past or [None] * len(self.model.layers)):
+            inputs = (x_BTD, rope, before, mask)
             if self.checkpointing and torch.is_grad_enabled():
                 x_BTD, new = checkpoint(block, *inputs, use_reentrant=False)
             else:
@@ -231,22 +220,8 @@ class Qwen3(nn.Module):
             kv.append(new)
         return self.model.norm(x_BTD), kv
 
-    def start_and_mask(self, ids_BT, past):
-        """-> (the rows' first positions, [B, 1] or [1, 1], and the mask that all layers share)."""
-        if isinstance(past, KVCache):
-            return past.next_step()
-        T, device = ids_BT.shape[1], ids_BT.device
-        # P tokens were computed before, 0 of a fresh text.
-        P = 0 if past is None else past[0][0].shape[1]
-        start_11 = torch.full((1, 1), P, device=device)
-        if P == 0 or device.type == "cuda":  # attention() says it without a dense mask
-            return start_11, None
-        # Query t of a row may see the P tokens of the prompt and its row up to itself.
-        return start_11, torch.full((T, P + T), -math.inf, device=device).triu_(P + 1)
-
     def logits(self, hidden):
-        """Hidden states [..., D] -> fp32 logits [..., V]. For a few positions: all would not
-        fit."""
+        """Hidden states [..., D] -> fp32 logits [..., V]; of a few positions, all would not fit."""
         tied = self.config.tie_word_embeddings
         # FSDP2 keeps the root's weights gathered after a forward pass, so they may be used here.
         weight = self.model.embed_tokens.weight if tied else self.lm_head.weight
@@ -342,6 +317,7 @@ def cut_rows(rows, length_of, room):
     """
     batches = []
     for row in sorted(rows, key=length_of):
+        # Rows come shortest first, so this one is what its list would be padded to.
         if not batches or (len(batches[-1]) + 1) * length_of(row) > room:
             batches.append([])
         batches[-1].append(row)
@@ -360,33 +336,28 @@ def token_logprobs(
     """
     # Padding goes: [B, T, D] -> [N, D], the tokens whose mask is set.
     hidden_ND, target_N = hidden_BTD[mask_BT], target_BT[mask_BT]
-    allowed = [ids for row in support for ids in row] if support else None
+    allowed = [*chain(*support)] if support else None
 
     def one_chunk(hidden_CD, target_C, allowed_C):
         logits_CV = model.logits(hidden_CD)[:, : model.num_tokens] / temperature
         if allowed_C:
-            # Coordinates (token c of the chunk, id i) of the entries that stay.
-            row_M = [c for c, ids in enumerate(allowed_C) for _ in ids]
-            id_M = [i for ids in allowed_C for i in ids]
+            # Coordinates of the entries that stay: tokens of the chunk, and ids.
+            kept = [c for c, ids in enumerate(allowed_C) for _ in ids], [*chain(*allowed_C)]
             drop_CV = torch.ones_like(logits_CV, dtype=torch.bool)
-            drop_CV[torch.tensor([row_M, id_M], device=target_C.device).unbind()] = False
+            drop_CV[torch.tensor(kept, device=target_C.device).unbind()] = False
             logits_CV = logits_CV.masked_fill(drop_CV, -math.inf)
         logp_CV = logits_CV.log_softmax(-1)
         with torch.no_grad():  # 0 * -inf counts as 0
             entropy_C = -(logp_CV.exp() * logp_CV.nan_to_num(neginf=0.0)).sum(-1)
         return logp_CV.gather(1, target_C[:, None])[:, 0], entropy_C
 
-    parts = []
+    run = partial(checkpoint, one_chunk, use_reentrant=False)
+    run = run if torch.is_grad_enabled() else one_chunk
     # One chunk at least: a mask without a token must still give tensors with a graph.
-    for start in range(0, max(1, len(target_N)), chunk):
-        part = slice(start, start + chunk)
-        inputs = hidden_ND[part], target_N[part], allowed[part] if allowed else None
-        if torch.is_grad_enabled():
-            parts.append(checkpoint(one_chunk, *inputs, use_reentrant=False))
-        else:
-            parts.append(one_chunk(*inputs))
+    parts = [slice(start, start + chunk) for start in range(0, max(1, len(target_N)), chunk)]
+    found = [run(hidden_ND[c], target_N[c], allowed[c] if allowed else None) for c in parts]
     zero_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
-    return [zero_BT.masked_scatter(mask_BT, torch.cat(values)) for values in zip(*parts)]
+    return [zero_BT.masked_scatter(mask_BT, torch.cat(values)) for values in zip(*found)]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -422,7 +393,8 @@ class KVCache:
         self.lengths.pop()
 
     def next_step(self):
-        """Makes room for one more token a row -> (its position [R, 1], mask [R, 1, 1, S])."""
+        """Makes room for one more token a row -> (its position [R, 1], mask [R, 1, 1, S], and for
+        each layer the function that takes in the new tokens)."""
         # Small copies to the GPU do not wait for it: the next pass is queued behind this one.
         self.slot_R = torch.tensor(self.lengths).to(self.k.device, non_blocking=True)
         self.lengths = [length + 1 for length in self.lengths]
@@ -430,26 +402,17 @@ class KVCache:
         slot_S = torch.arange(max(self.lengths), device=self.k.device)
         masked_RS = slot_S > self.slot_R[:, None]
         mask_RS = torch.zeros_like(masked_RS, dtype=self.k.dtype).masked_fill_(masked_RS, -math.inf)
-        return self.slot_R[:, None], mask_RS[:, None, None]
+        past = [partial(self.write, layer) for layer in range(len(self.k))]
+        return self.slot_R[:, None], mask_RS[:, None, None], past
 
-    def __getitem__(self, layer):
-        rows, slots = slice(len(self.lengths)), slice(max(self.lengths))
-        return CacheLayer(self.k[layer, rows, :, slots], self.v[layer, rows, :, slots], self.slot_R)
-
-
-class CacheLayer(NamedTuple):
-    """One layer of a KVCache during a pass: the slots in use and where the new tokens go."""
-
-    k_RGSK: torch.Tensor
-    v_RGSK: torch.Tensor
-    slot_R: torch.Tensor
-
-    def write(self, k_R1GK, v_R1GK):
-        """Puts the new tokens into their slots -> all keys and values, [R, S, G, K]."""
+    def write(self, layer, k_R1GK, v_R1GK):
+        """Puts the new tokens into a layer's slots -> all its keys and values, [R, S, G, K]."""
+        rows, slots = slice(len(self.lengths)), slice(max(self.lengths))  # those in use
+        k_RGSK, v_RGSK = self.k[layer, rows, :, slots], self.v[layer, rows, :, slots]
         row_R = torch.arange(len(self.slot_R), device=self.slot_R.device)
-        self.k_RGSK[row_R, :, self.slot_R] = k_R1GK[:, 0]
-        self.v_RGSK[row_R, :, self.slot_R] = v_R1GK[:, 0]
-        return self.k_RGSK.transpose(1, 2), self.v_RGSK.transpose(1, 2)
+        k_RGSK[row_R, :, self.slot_R] = k_R1GK[:, 0]
+        v_RGSK[row_R, :, self.slot_R] = v_R1GK[:, 0]
+        return k_RGSK.transpose(1, 2), v_RGSK.transpose(1, 2)
 
 
 class Completion(NamedTuple):
@@ -492,7 +455,8 @@ def draw(p_RN, u_R):
     [2]
     """
     sum_RN = p_RN.cumsum(-1, dtype=torch.float64)
-    target_R1 = (u_R * sum_RN[:, -1])[:, None]  # in units of the total, which is 1 but for rounding
+    # In units of the total, which is 1 but for rounding: u next to 1 stays inside.
+    target_R1 = (u_R * sum_RN[:, -1])[:, None]
     return torch.searchsorted(sum_RN, target_R1, right=True)[:, 0]
 
 
@@ -517,6 +481,7 @@ def next_tokens(model, hidden_RD, rows, temperature, top_p, top_k):
         place_R = draw(p_RN, u_R.to(p_RN.device, non_blocking=True))
     else:
         place_R = p_RN.argmax(-1)
+    # What is recorded is the log-probability under the distribution that was sampled from.
     token_R1 = ids_RN.expand(len(rows), -1).gather(1, place_R[:, None])
     logp_R1 = p_RN.gather(1, place_R[:, None]).log()
     found = [token_R1, logp_R1]
@@ -547,22 +512,19 @@ def generate(
     """
     if not all(prompts):
         raise ValueError("an empty prompt: there is nothing to continue")
-    weight, keys = (
-        model.model.norm.weight,
-        range(len(prompts)) if prompt_keys is None else prompt_keys,
-    )
-    longest, wanted = max(map(len, prompts), default=0), min(max_rows, n * len(prompts))
-    slots = longest + max_new_tokens
-    max_rows = rows_that_fit(model.config, longest, slots, weight, wanted)
+    weight = model.model.norm.weight
+    keys = range(len(prompts)) if prompt_keys is None else prompt_keys
+    longest, total = max(map(len, prompts), default=0), n * len(prompts)
+    slots = longest + max_new_tokens  # of a row: its prompt and its longest answer
+    max_rows = rows_that_fit(model.config, longest, slots, weight, min(max_rows, total))
     cache = KVCache(model.config, max_rows, slots, weight.dtype, weight.device)
     # Prompts of like length are decoded together; the samples of a prompt follow each other.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     waiting = deque((i, j) for i in order for j in range(n))
     done, rows, prefilled = [[None] * n for _ in prompts], [], None
     hidden_RD = weight.new_zeros(0, model.config.hidden_size)
-    bar = tqdm(
-        total=n * len(prompts), desc="sampling", leave=False, disable=None if progress else True
-    )
+    hide = not progress or None  # None: shown on a terminal only
+    bar = tqdm(total=total, desc="sampling", leave=False, disable=hide)
     while waiting or rows:
         # 1. Free rows take waiting samples; a prompt is computed once for its n samples.
         while waiting and len(rows) < max_rows:
@@ -617,6 +579,127 @@ def rows_that_fit(config, prompt, slots, weight, wanted):
 
 
 # --------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def meta_model(config, head, dtype, score_bias=False):
+    """Qwen3 without memory: its tensors have shapes and a dtype. A score head is fp32 in any."""
+    with torch.device("meta"):
+        model = Qwen3(config, head, score_bias).to(dtype)
+    if head == "score":
+        model.score.float()
+    return model
+
+
+def check_model(path, head, dtype=torch.float32):
+    """-> (Qwen3 without memory, {parameter name: stored slice, None for a score head of zeros}).
+
+    Every parameter must be stored with its shape as floating-point numbers, and nothing may be left
+    over, but for a causal LM that gets a score head. Raises UserError, also for the tokenizer of
+    another model. It reads no weights: trainers ask before hours of work that end with loading.
+    """
+    folder = hub.model_folder(path)
+    config = Config.from_dict(hub.read_json(folder / "config.json"), folder / "config.json")
+    stored = hub.stored_tensors(folder)
+    model = meta_model(config, head, dtype, score_bias=head == "score" and "score.bias" in stored)
+    wanted = dict(model.named_parameters())
+    # Names are compared both ways; a folder of another kind must not load as a model.
+    missing, extra = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
+    if missing == {"score.weight"}:  # a causal LM gets a score head; only its own may be left over
+        missing, extra = set(), extra - {"lm_head.weight"}
+    if head == "lm" and config.tie_word_embeddings and "lm_head.weight" in extra:
+        # Some checkpoints store the tied head twice; a merged adapter may have untied it.
+        extra = extra - {"lm_head.weight"}
+        hub.check(
+            torch.equal(stored["lm_head.weight"][:], stored["model.embed_tokens.weight"][:]),
+            f"{folder}: lm_head.weight differs from the embedding, but config.json says "
+            "tie_word_embeddings: true; set it to false",
+        )
+    hint = " (a reward model?)" if "score.weight" in extra else ""
+    found = f"missing tensors {sorted(missing)[:4]}, unexpected {sorted(extra)[:4]}{hint}"
+    hub.check(not (missing or extra), f"{folder}: {found}")
+    for name in sorted(wanted.keys() & stored.keys()):
+        kind, shape = stored[name].get_dtype(), stored[name].get_shape()
+        is_float, expected = kind in ("F64", "F32", "F16", "BF16"), list(wanted[name].shape)
+        hub.check(is_float, f"{folder}: {name} is {kind}: quantized weights are not read")
+        hub.check(shape == expected, f"{folder}: {name} has shape {shape}, expected {expected}")
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer(folder)
+        hub.check_tokenizer(tokenizer, config)
+        model.num_tokens = tokenizer.num_tokens  # a matrix may be padded beyond
+    return model, {name: stored.get(name) for name in wanted}
+
+
+@torch.no_grad()
+def load_model(path, head="lm", dtype=None, device=None, sharded=False):
+    """Folder, run folder or hub id -> Qwen3 on `device` (cuda if there is one) in `dtype` (fp32).
+
+    The weights are read tensor by tensor from mapped files; with `sharded`, each rank reads its
+    part only. A causal LM that is loaded with head="score" gets a head of zeros. Raises UserError.
+    """
+    model, slices = check_model(path, head, dtype or torch.float32)
+    if head == "score" and slices["score.weight"] is None:
+        print(f"{path} is a causal LM: its score head begins with zeros", file=sys.stderr)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if sharded:
+        runs.shard(model, model.model.layers, [model.score] if head == "score" else [], device)
+    # After sharding: a rank allocates and reads its own rows only.
+    model.to_empty(device=device)
+    for name, p in model.named_parameters():
+        if slices[name] is None:
+            runs.local(p).zero_()
+        else:
+            runs.local(p).copy_(slices[name][runs.rows_of(p)])
+        finite = bool(runs.local(p).isfinite().all())
+        hub.check(finite, f"{path}: {name} holds values that are not finite: it is spoilt")
+    return model
+
+
+def save_model(model, tokenizer, folder, max_length=4096):
+    """Writes a folder that transformers and load_model read: config.json, the weights in files of
+    at most 5 GB, the tokenizer's files. All ranks call it, since the weights are gathered; rank 0
+    writes. `max_length`: of a reward model's texts, for codescaler.json."""
+    folder, weights = Path(folder), {}
+    writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    for name, tensor in runs.full_parameters(model):
+        if writes:  # the other ranks only help to gather
+            weights[name] = torch.empty_like(tensor, device="cpu").copy_(tensor)
+    if not writes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(weights, folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors lets nobody but their owner read them
+    ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.stop_ids}
+    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
+    config = replace(model.config, **ids).to_dict(model.head, dtype)
+    write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    for name in hub.TOKENIZER_FILES:
+        if (tokenizer.path / name).is_file():
+            write_atomic(folder / name, (tokenizer.path / name).read_bytes())
+    if model.head == "score":
+        write_atomic(folder / "codescaler.json", json.dumps({"max_length": max_length}) + "\n")
+
+
+@torch.no_grad()
+def gathered(model, dtype=None):
+    """An unsharded copy of a model in `dtype` (default: compute_dtype; a score head in fp32), for
+    decoding and scoring: they take a different number of steps on every rank, so they must need no
+    communication. All ranks call it. The model itself where there is nothing to gather or cast."""
+    weight = model.model.norm.weight
+    dtype = dtype or runs.compute_dtype(weight.device)
+    if dtype == weight.dtype and runs.local(weight) is weight:  # not sharded
+        return model
+    has_bias = model.head == "score" and model.score.bias is not None
+    copy = meta_model(model.config, model.head, dtype, has_bias).requires_grad_(False)
+    copy.to_empty(device=weight.device)
+    for name, tensor in runs.full_parameters(model):
+        copy.get_parameter(name).copy_(tensor)
+    copy.num_tokens = model.num_tokens
+    return copy.train(model.training)
+
+
+# --------------------------------------------------------------------------------------------------
 # chat format
 
 
@@ -641,11 +724,8 @@ def reward_input_ids(tokenizer, prompt, code, max_length=4096):
     program = tokenizer.encode_plain("\n\n" + code.lstrip("\n"))
     closing = tokenizer.encode("<|im_end|>\n")
     room = max_length - len(opening) - len(closing)
-    if room < 1:
-        raise UserError(
-            f"a prompt of {len(opening)} tokens leaves no room for a program: "
-            f"raise --max-length {max_length}"
-        )
+    found = f"a prompt of {len(opening)} tokens leaves no room for a program"
+    hub.check(room > 0, f"{found}: raise --max-length {max_length}")
     return opening, program[:room] + closing, len(program) > room
 
 
@@ -676,16 +756,21 @@ class RewardModel:
     """
 
     def __init__(self, path, device=None, max_length=None, token_budget=None, sharded=False):
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        sharded = sharded and runs.num_ranks() > 1
-        model = load_model(
-            path, "score", runs.compute_dtype(device), device, sharded, new_head=False
-        )
-        self.model = model.eval().requires_grad_(False)
+        folder = hub.model_folder(path)
+        is_rm = "score.weight" in hub.stored_tensors(folder)
+        hub.check(is_rm, f"{path} has no score.weight: no reward model; train one: train_rm.py")
         if Path(path, "args.json").is_file() and not Path(path, "result.json").is_file():
             print(f"{path}: its training is not finished", file=sys.stderr)
-        self.tokenizer = Tokenizer(path)
-        self.max_length, self.truncated = trained_length(self.tokenizer.path, max_length), 0
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        sharded = sharded and runs.num_ranks() > 1
+        model = load_model(folder, "score", runs.compute_dtype(device), device, sharded)
+        self.model, self.tokenizer = model.eval().requires_grad_(False), Tokenizer(folder)
+        # Scores of longer or shorter texts than those of its training mean little.
+        file, self.truncated = folder / "codescaler.json", 0
+        about = hub.read_json(file) if file.is_file() else {"max_length": max_length or 4096}
+        self.max_length = about.get("max_length")
+        mistake = f"--max-length {max_length}: {folder} was trained with {self.max_length}"
+        hub.check(max_length in (None, self.max_length), mistake)
         # On a CPU small passes cost little, and rows of like length need little padding.
         self.token_budget = token_budget or (16384 if model.model.norm.weight.is_cuda else 512)
 
@@ -712,154 +797,12 @@ class RewardModel:
         # All ranks come here, also those with nothing to score.
         model = gathered(self.model, self.model.model.norm.weight.dtype)
         for (prompt, ids), programs in groups.items():
-            past = read_prompt(model, ids)
+            past = read_prompt(model, ids)  # once for all batches of its programs
             for batch in cut_rows(programs, lambda item: len(item[1]), self.token_budget):
                 rows = [program for _, program in batch]
                 score_B = model.score(*continue_prompt(model, ids, rows, past))
                 scores |= {(prompt, code): s for (code, _), s in zip(batch, score_B.tolist())}
         return [scores[item] for item in items]
-
-
-# --------------------------------------------------------------------------------------------------
-# checkpoints
-
-
-def empty_model(folder, head, dtype=torch.float32):
-    """-> (Qwen3 without memory, {parameter name: stored slice, None for a score head of zeros}).
-
-    Every parameter must be stored with its shape as floating-point numbers, and nothing may be
-    left over, but for a causal LM that gets a score head. Raises UserError.
-    """
-    config = Config.from_dict(hub.read_json(folder / "config.json"), folder / "config.json")
-    stored = hub.stored_tensors(folder)
-    with torch.device("meta"):
-        model = Qwen3(config, head, score_bias=head == "score" and "score.bias" in stored)
-    model.to(dtype)
-    if head == "score":
-        model.score.float()
-    wanted = dict(model.named_parameters())
-    missing, extra = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
-    if missing == {"score.weight"}:  # a causal LM gets a score head; only its own may be left over
-        missing, extra = set(), extra - {"lm_head.weight"}
-    if head == "lm" and config.tie_word_embeddings and "lm_head.weight" in extra:
-        # Some checkpoints store the tied head twice; a merged adapter may have untied it.
-        extra = extra - {"lm_head.weight"}
-        head_VD, embedding_VD = stored["lm_head.weight"], stored["model.embed_tokens.weight"]
-        if not torch.equal(head_VD[:], embedding_VD[:]):
-            raise UserError(
-                f"{folder}: lm_head.weight differs from the embedding, but config.json says "
-                "tie_word_embeddings: true; set it to false"
-            )
-    if missing or extra:
-        hint = " (a reward model?)" if "score.weight" in extra else ""
-        found = f"missing tensors {sorted(missing)[:4]}, unexpected {sorted(extra)[:4]}{hint}"
-        raise UserError(f"{folder}: {found}")
-    for name in wanted.keys() & stored.keys():
-        kind, shape = stored[name].get_dtype(), stored[name].get_shape()
-        if kind not in ("F64", "F32", "F16", "BF16"):
-            raise UserError(f"{folder}: {name} is {kind}: quantized weights are not read")
-        if shape != list(wanted[name].shape):
-            expected = list(wanted[name].shape)
-            raise UserError(f"{folder}: {name} has shape {shape}, expected {expected}")
-    return model, {name: stored.get(name) for name in wanted}
-
-
-def check_model(path, head):
-    """Raises UserError where load_model would: asked before hours of work that end with loading."""
-    folder = hub.model_folder(path)
-    model, _ = empty_model(folder, head)
-    hub.check_tokenizer(Tokenizer(folder), model.config)
-
-
-@torch.no_grad()
-def load_model(path, head="lm", dtype=None, device=None, sharded=False, new_head=True):
-    """Folder, run folder or hub id -> Qwen3 on `device` (cuda if there is one) in `dtype` (fp32).
-
-    The weights are read tensor by tensor from mapped files; with `sharded`, each rank reads its
-    part only. A causal LM that is loaded with head="score" gets a head of zeros, unless `new_head`
-    is False. A score head is fp32 in any `dtype`. Raises UserError.
-    """
-    folder = hub.model_folder(path)
-    model, slices = empty_model(folder, head, dtype or torch.float32)
-    if head == "score" and slices["score.weight"] is None:
-        if not new_head:
-            raise UserError(f"{path} has no score.weight: no reward model; train one: train_rm.py")
-        print(f"{path} is a causal LM: its score head begins with zeros", file=sys.stderr)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if sharded:
-        runs.shard(model, model.model.layers, [model.score] if head == "score" else [], device)
-    # After sharding: a rank allocates and reads its own rows only.
-    model.to_empty(device=device)
-    for name, p in model.named_parameters():
-        if slices[name] is None:
-            runs.local(p).zero_()
-        else:
-            runs.local(p).copy_(slices[name][runs.rows_of(p)])
-        if not runs.local(p).isfinite().all():
-            raise UserError(f"{folder}: {name} holds values that are not finite: it is spoilt")
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer(folder)
-        hub.check_tokenizer(tokenizer, model.config)
-        model.num_tokens = tokenizer.num_tokens  # a matrix may be padded beyond
-    return model
-
-
-def trained_length(folder, max_length=None):
-    """The longest text in tokens that a reward model scores: that of its training, which stands in
-    codescaler.json beside it, since other scores mean little; 4096 for models of others."""
-    file = folder / "codescaler.json"
-    trained = hub.read_json(file).get("max_length") if file.is_file() else max_length or 4096
-    if max_length not in (None, trained):
-        raise UserError(f"--max-length {max_length}: {folder} was trained with {trained}")
-    return trained
-
-
-def save_model(model, tokenizer, folder, max_length=4096):
-    """Writes a folder that transformers and load_model read: config.json, the weights in files of
-    at most 5 GB, the tokenizer's files. All ranks call it, since the weights are gathered; rank 0
-    writes. `max_length`: of a reward model's texts, for codescaler.json."""
-    folder, weights = Path(folder), {}
-    writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    for name, tensor in runs.full_parameters(model):
-        if writes:  # the other ranks only help to gather
-            weights[name] = torch.empty_like(tensor, device="cpu").copy_(tensor)
-    if not writes:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(weights, folder)
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors lets nobody but their owner read them
-    ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.stop_ids}
-    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
-    config = dataclasses.replace(model.config, **ids).to_dict(model.head, dtype)
-    write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
-    for name in hub.TOKENIZER_FILES:
-        if (tokenizer.path / name).is_file():
-            write_atomic(folder / name, (tokenizer.path / name).read_bytes())
-    if model.head == "score":
-        write_atomic(folder / "codescaler.json", json.dumps({"max_length": max_length}) + "\n")
-
-
-@torch.no_grad()
-def gathered(model, dtype=None):
-    """An unsharded copy of a model in `dtype` (default: compute_dtype; a score head in fp32), for
-    decoding and scoring: they take a different number of steps on every rank, so they must need no
-    communication. All ranks call it. The model itself where there is nothing to gather or cast."""
-    weight = model.model.norm.weight
-    dtype = dtype or runs.compute_dtype(weight.device)
-    if dtype == weight.dtype and runs.local(weight) is weight:  # not sharded
-        return model
-    with torch.device("meta"):
-        has_bias = model.head == "score" and model.score.bias is not None
-        copy = Qwen3(model.config, model.head, has_bias).to(dtype).requires_grad_(False)
-    if model.head == "score":
-        copy.score.float()
-    copy.to_empty(device=weight.device)
-    mine = dict(copy.named_parameters())
-    for name, tensor in runs.full_parameters(model):
-        mine[name].copy_(tensor)
-    copy.num_tokens = model.num_tokens
-    return copy.train(model.training)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -903,14 +846,16 @@ def score_command(argv):
         raise UserError("score needs --problem FILE and at least one program file")
     statement = read_text(args.problem, "--problem")
     texts = [read_text(path, "program") for path in args.programs]
-    reward_model = RewardModel(args.rm, runs.setup(args.device)[2])
     found = [extract_code(f"```python\n{text}\n```") for text in texts]
-    scores = iter(reward_model.score(statement, [e.code for e in found if e.code is not None]))
+    # What is no program is not scored; its reward is 0.
+    codes = [code for code, _ in found if code is not None]
+    reward_model = RewardModel(args.rm, runs.setup(args.device)[2])
+    scores = dict(zip(codes, reward_model.score(statement, codes)))
     rows = []
-    for path, e in zip(args.programs, found, strict=True):
-        score = None if e.code is None else next(scores)  # what is no program is not scored
-        reward = float(shape_reward(score or 0.0, e.code is not None))
-        rows.append({"score": score, "reward": reward, "reason": e.reason, "program": path})
+    for path, (code, reason) in zip(args.programs, found, strict=True):
+        score = scores.get(code)
+        reward = float(shape_reward(score or 0.0, score is not None))
+        rows.append({"score": score, "reward": reward, "reason": reason, "program": path})
     rows.sort(key=lambda row: -row["reward"])
     if not args.json:
         print(f"{'score':>10}{'reward':>12}  {'reason':<16}program")

@@ -21,6 +21,13 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from common import UserError
 
+
+def check(holds, mistake):
+    """Raises UserError with the text of the mistake unless a condition holds."""
+    if not holds:
+        raise UserError(mistake)
+
+
 # --------------------------------------------------------------------------------------------------
 # configuration
 
@@ -46,15 +53,13 @@ class Config:
     @staticmethod
     def from_dict(raw, where="config.json"):
         """config.json as a dict -> Config. What this file does not compute is refused by name."""
-        if raw.get("model_type") != "qwen3":
-            found = raw.get("model_type")
-            raise UserError(f"{where}: model_type {found!r}: only dense Qwen3 ('qwen3') is here")
+        kind = raw.get("model_type")
+        check(kind == "qwen3", f"{where}: model_type {kind!r}: only dense Qwen3 ('qwen3') is here")
         # Three spellings are in use; where two blocks stand beside each other, transformers takes
         # rope_scaling. A block may be nested by layer type; dense Qwen3 has one type.
         rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
         rope = rope.get("full_attention", rope) if isinstance(rope, dict) else rope
-        if not isinstance(rope, dict):
-            raise UserError(f"{where}: rope_scaling {rope!r}: expected an object")
+        check(isinstance(rope, dict), f"{where}: rope_scaling {rope!r}: expected an object")
         refused = {
             "RoPE scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
             "sliding-window attention": raw.get("use_sliding_window")
@@ -64,22 +69,23 @@ class Config:
             "quantization_config (load the original weights)": raw.get("quantization_config"),
         }
         for name, found in refused.items():
-            if found:
-                raise UserError(f"{where}: {name} is not implemented")
-        values = {f.name: raw.get(f.name) for f in dataclasses.fields(Config)}
-        values["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta"))
+            check(not found, f"{where}: {name} is not implemented")
+        raw, values = raw | {"rope_theta": rope.get("rope_theta", raw.get("rope_theta"))}, {}
         for f in dataclasses.fields(Config):
-            found = values[f.name]
-            if f.type is int and not (type(found) is int and found > 0):
-                if found is not None or f.default is dataclasses.MISSING:
-                    raise UserError(f"{where}: {f.name} {found!r}: expected a positive integer")
-            elif f.type is float and not isinstance(found, int | float | None):
-                raise UserError(f"{where}: {f.name} {found!r}: expected a number")
-        config = Config(**{name: value for name, value in values.items() if value is not None})
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        if heads % kv_heads:
-            raise UserError(f"{where}: {heads} query heads over {kv_heads} key/value heads")
-        return config
+            found = raw.get(f.name)
+            if found is None and f.default is not dataclasses.MISSING:
+                continue  # absent or null: the default
+            mistake = f"{where}: {f.name} {found!r}: expected a"
+            if f.type is int:
+                check(type(found) is int and found > 0, f"{mistake} positive integer")
+            elif f.type is float:
+                check(isinstance(found, int | float), f"{mistake} number")
+            values[f.name] = found
+        heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+        check(
+            heads % kv_heads == 0, f"{where}: {heads} query heads over {kv_heads} key/value heads"
+        )
+        return Config(**values)
 
     def to_dict(self, head, dtype="float32"):
         """config.json as transformers reads it; `dtype` is that of the weights beside it."""
@@ -106,19 +112,16 @@ def model_folder(path):
     if folder.is_dir():
         return folder
     text = str(path)
-    if folder.exists() or text.count("/") != 1 or text.startswith((".", "/", "out/", "tiny/")):
-        raise UserError(
-            f"no model folder at {text!r}: give a folder with config.json, a run folder or a hub id"
-        )
+    is_path = text.count("/") != 1 or text.startswith((".", "/", "out/", "tiny/"))
+    advice = "give a folder with config.json, a run folder or a hub id"
+    check(not (folder.exists() or is_path), f"no model folder at {text!r}: {advice}")
     name, _, revision = text.partition("@")
     try:
         files = ["*.json", "*.jinja", "*.safetensors"]
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
     except Exception as error:  # the hub's client raises many kinds: no network, no such model
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"no folder at {text!r}, and as a hub id it cannot be had: {reason}"
-        ) from None
+        mistake = f"no folder at {text!r}, and as a hub id it cannot be had"
+        raise UserError(f"{mistake}: {str(error).splitlines()[0]}") from None
 
 
 def read_json(path):
@@ -129,8 +132,7 @@ def read_json(path):
         raise UserError(f"no {path.name} in {path.parent}: not a model folder") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected an object, found {type(found).__name__}")
+    check(isinstance(found, dict), f"{path}: expected an object, found {type(found).__name__}")
     return found
 
 
@@ -149,20 +151,17 @@ def weight_files(path):
 
 def stored_tensors(folder):
     """{tensor name: slice of its mapped file} of a checkpoint in one file or in shards."""
-    index = folder / "model.safetensors.index.json"
+    index, single = folder / "model.safetensors.index.json", "model.safetensors"
     if index.is_file():
         names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(f, str) for f in names.values()):
-            raise UserError(f"{index}: no weight_map")
+        whole = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
+        check(whole, f"{index}: no weight_map")
     else:
-        names = dict.fromkeys(
-            open_weights(folder / "model.safetensors").keys(), "model.safetensors"
-        )
+        names = dict.fromkeys(open_weights(folder / single).keys(), single)
     files = {file: open_weights(folder / file) for file in sorted(set(names.values()))}
-    held = {file: set(weights.keys()) for file, weights in files.items()}
+    held = {(name, file) for file, weights in files.items() for name in weights.keys()}
     for name, file in names.items():
-        if name not in held[file]:
-            raise UserError(f"{index}: {file} has no tensor {name}")
+        check((name, file) in held, f"{index}: {file} has no tensor {name}")
     return {name: files[file].get_slice(name) for name, file in names.items()}
 
 
@@ -183,7 +182,7 @@ class Tokenizer:
     def __init__(self, path):
         self.path = model_folder(path)
         file = self.path / "tokenizer.json"
-        spec = read_json(file)
+        spec = read_json(file) | {"truncation": None, "padding": None}
         try:
             self.fast = FastTokenizer.from_str(json.dumps(spec))
             # The same vocabulary without added tokens: text is text, whatever it spells.
@@ -191,25 +190,19 @@ class Tokenizer:
             self.plain = FastTokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exception for a damaged file
             raise UserError(f"{file} is damaged: {error}") from None
-        for tokenizer in (self.fast, self.plain):
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-        vocabulary = self.fast.get_vocab(with_added_tokens=True)
-        self.num_tokens = len(vocabulary)
-        if self.num_tokens <= max(vocabulary.values()):
-            raise UserError(
-                f"{file}: {self.num_tokens} tokens, but ids up to {max(vocabulary.values())}"
-            )
-        missing = [t for t in ("<|im_start|>", "<|im_end|>") if self.fast.token_to_id(t) is None]
-        if missing:
-            raise UserError(f"{file}: no token {' and '.join(missing)}: not a Qwen3 tokenizer")
-        ids = {self.fast.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>")}
+        id_of = self.fast.get_vocab(with_added_tokens=True)
+        self.num_tokens, last = len(id_of), max(id_of.values())
+        check(self.num_tokens > last, f"{file}: {self.num_tokens} tokens, but ids up to {last}")
+        for token in ("<|im_start|>", "<|im_end|>"):
+            check(token in id_of, f"{file}: no token {token}: not a Qwen3 tokenizer")
+        self.pad_id = id_of.get("<|endoftext|>", 0)
+        # An answer ends at the end of its turn or of the text, or where the model's files say so.
+        stops = {id_of["<|im_end|>"], id_of.get("<|endoftext|>")}
         for name in ("generation_config.json", "config.json"):
             if (self.path / name).is_file():
                 eos = read_json(self.path / name).get("eos_token_id")
-                ids |= set(eos) if isinstance(eos, list) else {eos}
-        self.stop_ids = sorted(ids - {None})
-        self.pad_id = self.fast.token_to_id("<|endoftext|>") or 0
+                stops |= set(eos) if isinstance(eos, list) else {eos}
+        self.stop_ids = sorted(stops - {None})
 
     def encode(self, text):
         """Text -> ids; special tokens that are written in it are parsed, as Hugging Face does."""
@@ -228,11 +221,11 @@ class Tokenizer:
 def check_tokenizer(tokenizer, config):
     """Raises UserError where a tokenizer belongs to another model; says so where the model's own
     chat template is not the one that is rendered here."""
-    if tokenizer.num_tokens > config.vocab_size:
-        raise UserError(
-            f"{tokenizer.path / 'tokenizer.json'} has {tokenizer.num_tokens} tokens, "
-            f"config.json vocab_size {config.vocab_size}: it belongs to another model"
-        )
+    check(
+        tokenizer.num_tokens <= config.vocab_size,
+        f"{tokenizer.path / 'tokenizer.json'} has {tokenizer.num_tokens} tokens, config.json "
+        f"vocab_size {config.vocab_size}: it belongs to another model",
+    )
     tell_template(tokenizer.path)
 
 

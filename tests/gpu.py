@@ -19,21 +19,10 @@ from pathlib import Path
 import torch
 
 import bench
+import codescaler as cs
 import grpo
 import runs
 import train_rm
-from codescaler import (
-    Qwen3,
-    RewardModel,
-    continue_prompt,
-    cut_rows,
-    generate,
-    init_weights,
-    load_model,
-    read_prompt,
-    rows_after,
-    token_logprobs,
-)
 from pairs import Rollout
 from problems import Problem
 
@@ -67,20 +56,11 @@ class Measured:
 
 def random_model(shape, head, device, sharded):
     """A model with random weights: fp32 and sharded as in training, or for decoding."""
-    with torch.device("meta"):
-        model = Qwen3(bench.SHAPES[shape], head)
-    if not sharded:
-        model.to(runs.compute_dtype(device))
-        (model.score if head == "score" else model.model.norm).float()
-        if head == "lm":
-            model.model.norm.to(runs.compute_dtype(device))
-    else:
+    dtype = torch.float32 if sharded else runs.compute_dtype(device)
+    model = cs.meta_model(bench.SHAPES[shape], head, dtype)
+    if sharded:
         runs.shard(model, model.model.layers, [model.score] if head == "score" else [], device)
-    return init_weights(model.to_empty(device=device))
-
-
-def num_parameters(model):
-    return sum(p.numel() for p in model.parameters())
+    return cs.init_weights(model.to_empty(device=device))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -93,24 +73,24 @@ def parity():
     pass, and beside transformers."""
     dtype, prompt = runs.compute_dtype(DEVICE), list(range(20, 60))
     here, cpu = (
-        load_model(ROOT / "tiny/policy", "lm", kind, where).eval()
+        cs.load_model(ROOT / "tiny/policy", "lm", kind, where).eval()
         for kind, where in ((dtype, DEVICE), (torch.float32, "cpu"))
     )
-    answers = generate(here, [prompt], 8, 64, seed=1)[0]
+    answers = cs.generate(here, [prompt], 8, 64, seed=1)[0]
     rows = [answer.ids for answer in answers]
     found = []
     for model in (here, cpu):
         device = model.model.norm.weight.device
-        hidden_BTD, lengths_B = continue_prompt(model, prompt, rows)
-        ids_BT, _ = rows_after(prompt, rows, device)
+        hidden_BTD, lengths_B = cs.continue_prompt(model, prompt, rows)
+        ids_BT, _ = cs.rows_after(prompt, rows, device)
         mask_BT = torch.arange(1, ids_BT.shape[1], device=device) < lengths_B[:, None]
-        logp_BT, _ = token_logprobs(model, hidden_BTD[:, :-1], ids_BT[:, 1:], mask_BT)
+        logp_BT, _ = cs.token_logprobs(model, hidden_BTD[:, :-1], ids_BT[:, 1:], mask_BT)
         found.append(logp_BT[mask_BT].cpu())
     sampled_N = torch.tensor([logp for answer in answers for logp in answer.logps])
-    greedy = [generate(model, [prompt], 1, 64, temperature=0.0)[0][0].ids for model in (here, cpu)]
+    greedy = [cs.generate(m, [prompt], 1, 64, temperature=0.0)[0][0].ids for m in (here, cpu)]
     equal = sum(a == b for a, b in zip(*greedy)) / 64
     codes = [f"def f(x):\n    return x + {i}\n" for i in range(8)]
-    scores = [RewardModel(ROOT / "tiny/reward", d).score("Add.", codes) for d in (DEVICE, "cpu")]
+    scores = [cs.RewardModel(ROOT / "tiny/reward", d).score("Add.", codes) for d in (DEVICE, "cpu")]
     say("log-probabilities: largest difference to the CPU's", value=gap(*found))
     say("log-probabilities: decoding to the full pass", value=gap(sampled_N, found[0]))
     say("greedy tokens equal to the CPU's", value=equal)
@@ -156,7 +136,7 @@ def train(shape, token_budget):
                     ]
                     grpo.update(model, None, optimizer, [group], args, device)
         tokens = len(prompt) + count * length
-        flops = 8 * num_parameters(model) * tokens  # forward twice, backward
+        flops = 8 * bench.num_parameters(model.config, head)[0] * tokens  # forward twice, backward
         sizes = bench.MemoryArgs(gpus=1, prompt=len(prompt), response=length, token_budget=budget)
         items = bench.memory_items(bench.SHAPES[shape], None, sizes)
         computed = sum(size for phases, _, size in items if "train" in phases) / GIB
@@ -173,22 +153,21 @@ def decode(shape, prompt, new):
     rows = [[2 + i] * new for i in range(32)]
     for _ in range(2):
         with Measured() as m:
-            past = read_prompt(model, [1] * prompt)
-            for batch in cut_rows(rows, len, 16384):
-                model.score(*continue_prompt(model, [1] * prompt, batch, past)).tolist()
+            past = cs.read_prompt(model, [1] * prompt)
+            for batch in cs.cut_rows(rows, len, 16384):
+                model.score(*cs.continue_prompt(model, [1] * prompt, batch, past)).tolist()
     tokens = prompt + 32 * new
-    share = 2 * num_parameters(model) * tokens / m.seconds / FLOPS
+    share = 2 * bench.num_parameters(model.config, "score")[0] * tokens / m.seconds / FLOPS
     say(f"scoring, {shape}", tokens_per_s=tokens / m.seconds, share=share, peak=m.peak)
     del model, past
     model = random_model(shape, "lm", device, False)
-    c = model.config
-    token = 4 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+    c, token = model.config, bench.token_bytes(model.config)[0]
     for n in (16, 64):
         for length in (8, new):  # the first plans kernels
             with Measured() as m:
-                generate(model, [[1] * prompt], n, length)
+                cs.generate(model, [[1] * prompt], n, length)
         # A step reads all weights and the keys and values of its rows.
-        read = new * (2 * num_parameters(model) + n * token * (prompt + new / 2))
+        read = new * (2 * bench.num_parameters(c)[0] + n * token * (prompt + new / 2))
         say(f"decoding of {n} rows, {shape}", tokens_per_s=n * new / m.seconds,
             share=read / m.seconds / BANDWIDTH, peak=m.peak)  # fmt: skip
 

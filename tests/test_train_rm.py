@@ -1,5 +1,6 @@
 """Loss, batches, updates and the table of train_rm.py.    pytest tests/test_train_rm.py"""
 
+import ast
 import json
 import math
 import random
@@ -16,6 +17,7 @@ import metrics
 import train_rm
 from pairs import MUTANT, Pair, Rollout
 from problems import Problem
+from tiny import make
 from train_rm import EncodedPair, batch_of, micro_batches, pairwise_loss
 
 ROOT = Path(__file__).parents[1]
@@ -199,3 +201,12 @@ def test_ranks_share_the_scoring_of_texts_cut_as_in_training():
     assert scores[items[0]] == pytest.approx(wanted, abs=1e-5) != scores[items[1]]
     zeros = train_rm.raw_scores(ROOT / "tiny" / "policy", items, settings, "cpu", 0, 1)
     assert set(zeros.values()) == {0.0}
+
+
+def test_tiny_make_trains_both_toy_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "POLICY_BATCH", 4)
+    make.make_policy(tmp_path / "policy", steps=2)
+    model = cs.load_model(tmp_path / "policy", "lm")
+    assert model.num_tokens == cs.Tokenizer(tmp_path / "policy").num_tokens
+    for row in make.generic_pairs(5):
+        assert row["chosen"] != row["rejected"] and ast.parse(row["chosen"])

@@ -37,6 +37,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
 import codescaler  # noqa: E402
+import hub  # noqa: E402
 from problems import Problem, policy_prompt  # noqa: E402
 from tiny import world  # noqa: E402
 
@@ -218,27 +219,24 @@ def make_policy(out=HERE / "policy", steps=POLICY_STEPS):
     sample = [text for pair in corpus[:4000] for text in pair]
     train_tokenizer(sample + ["<|im_start|>user\n<|im_start|>assistant\n"] * 200, out)
     tokenizer = codescaler.Tokenizer(out)
-    config = codescaler.Config(vocab_size=len(tokenizer), **CONFIG)
-    model = codescaler.Qwen3(config, head="lm")
-    codescaler.init_weights(model, seed=0)
+    config = hub.Config(vocab_size=tokenizer.num_tokens, **CONFIG)
+    model = codescaler.init_weights(codescaler.Qwen3(config, head="lm"), seed=0)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=POLICY_LR, betas=(0.9, 0.95), weight_decay=0.1
     )
     end = tokenizer.encode("<|im_end|>")
     for step in range(steps):
-        rows = []
+        rows, starts = [], []
         for user, answer in corpus[step * POLICY_BATCH : (step + 1) * POLICY_BATCH]:
-            prompt = tokenizer.encode(
-                tokenizer.chat([{"role": "user", "content": user}], add_generation_prompt=True)
-            )
-            rows.append((prompt, prompt + tokenizer.encode(answer) + end))
-        lengths_B = torch.tensor([len(ids) for _, ids in rows])
-        ids_BT = torch.tensor(
-            [ids + [tokenizer.pad_id] * (max(lengths_B) - len(ids)) for _, ids in rows]
-        )
-        prompt_lengths_B = torch.tensor([len(prompt) for prompt, _ in rows])
-        logp_BT, _ = codescaler.token_logprobs(model, ids_BT, prompt_lengths_B, lengths_B)
-        loss = -logp_BT.sum() / (lengths_B - prompt_lengths_B).sum()
+            prompt = codescaler.prompt_ids(tokenizer, user)
+            rows.append(prompt + tokenizer.encode(answer) + end)
+            starts.append([len(prompt)])
+        ids_BT, lengths_B = codescaler.pad_rows(rows)
+        target_T = torch.arange(1, ids_BT.shape[1])  # the state at a token predicts the next one
+        mask_BT = (target_T >= torch.tensor(starts)) & (target_T < lengths_B[:, None])
+        hidden_BTD, _ = model(ids_BT)
+        logp_BT, _ = codescaler.token_logprobs(model, hidden_BTD[:, :-1], ids_BT[:, 1:], mask_BT)
+        loss = -logp_BT.sum() / mask_BT.sum()
         for group in optimizer.param_groups:  # warmup, then linear to a tenth
             group["lr"] = POLICY_LR * min((step + 1) / 50, 1 - 0.9 * step / steps)
         loss.backward()

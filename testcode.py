@@ -360,8 +360,8 @@ MUTABLE |= {"[deque": deque, "{defaultdict": defaultdict}
 OPENING = {kind: token for token, kind in MUTABLE.items()} | {tuple: "(", frozenset: "<<"}
 BASES = {int: int.__int__, float: float.__float__, str: str.__str__, dict: dict.items}
 BASES |= {kind: kind.__iter__ for kind in (list, tuple, set, frozenset)}
-BUILTIN_CLASSES = {k: kind for k, kind in vars(builtins).items() if isinstance(kind, type)}
-BUILTIN_CLASSES["NoneType"] = type(None)
+BUILTIN_CLASSES = [kind for kind in vars(builtins).values() if isinstance(kind, type)]
+BUILTIN_CLASSES = {kind.__name__: kind for kind in [*BUILTIN_CLASSES, type(None)]}
 
 
 def builtin_name(kind):
@@ -441,7 +441,7 @@ def encode(value, known=None, compare=False, flatten=True):
             out.append(head)
             pending.append(CLOSE)
             depth += 1
-        if depth > MAX_DEPTH:
+        if compare and depth > MAX_DEPTH:  # without it, one that holds itself is sent once
             raise NotPlain("a value that holds itself, or is nested too deeply")
         pending.extend(reversed(items))
     return "\t".join(out)

@@ -542,8 +542,8 @@ def answer_questions(job, module):
 def answer(question, module, space, compare):
     """A question is (name, arguments, named arguments), or (name, expression, None) for a line of
     test code. The answer is the value, encoded for comparison; or, for the tester, a tuple of the
-    value and, if the call changed any, of the containers that it was given. "!" and an exception if it failed, "?" and why
-    if the value is no plain data."""
+    value and, if the call changed any, of the containers that it was given. "!" and an exception if
+    it failed, "?" and why if the value is no plain data."""
     known = []
     try:
         name, args, named = decode(question, known)

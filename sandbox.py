@@ -29,7 +29,8 @@ Not promised: safety from kernel or CPU bugs (use a virtual machine against peop
 or hard-coded answers (weak tests), fair timing on a loaded machine, or that one right answer of
 many is recognised (no checkers). A program may `stat` any path, learn the host's name, and read the
 tests' setup. The calls of one process can borrow time from each other, since all arguments are
-known at once, and the limit of output is the process's: it begins anew where that is reached.
+known at once, and from what the suite may use, by what they write to the file of answers. The
+limit of output is the process's: it begins anew where that is reached.
 
 Partial credit (`stop_early=False`) runs every test and divides by their true number. The released
 CodeScaler code stops at the first failure after j passes and pays j/(j+1) whatever the number of

@@ -107,8 +107,8 @@ def serve(control, layers, caller):
         rows, wall = watch(pids, control, ended, request, fds[-1], caller)
         for fd in fds:
             os.close(fd)
-        if layers["started"][: len(pids)] != b"\1" * len(pids):
-            rows = [(*row[:3], BROKEN) for row in rows]
+        begun = layers["started"][: len(pids)]
+        rows = [row if mark else (*row[:3], BROKEN) for row, mark in zip(rows, begun)]
         control.sendall(REPLY.pack(*rows[0], *rows[-1], wall))
 
 
@@ -542,8 +542,8 @@ def answer_questions(job, module):
 def answer(question, module, space, compare):
     """A question is (name, arguments, named arguments), or (name, expression, None) for a line of
     test code. The answer is the value, encoded for comparison; or, for the tester, a tuple of the
-    value and of all that the call may have changed. "!" and an exception if it failed, "?" and why
-    if the value is no plain data."""
+    value and, if the call changed any, of the containers that it was given. "!" and an exception if
+    it failed, "?" and why if the value is no plain data."""
     known = []
     try:
         name, args, named = decode(question, known)
@@ -556,7 +556,10 @@ def answer(question, module, space, compare):
             value = eval(expression, space)
         else:
             value = function(*args, **dict(named))
-        return encode(value, compare=True) if compare else encode((value, *known), known)
+        if compare:
+            return encode(value, compare=True)
+        changed = encode((name, args, named)) != question
+        return encode((value, *known) if changed else (value,), known)
     except NotPlain as error:
         return f"?{described(error)[1]}"
     except BaseException as error:

@@ -360,8 +360,10 @@ MUTABLE |= {"[deque": deque, "{defaultdict": defaultdict}
 OPENING = {kind: token for token, kind in MUTABLE.items()} | {tuple: "(", frozenset: "<<"}
 BASES = {int: int.__int__, float: float.__float__, str: str.__str__, dict: dict.items}
 BASES |= {kind: kind.__iter__ for kind in (list, tuple, set, frozenset)}
-BUILTIN_CLASSES = {k: kind for k, kind in vars(builtins).items() if isinstance(kind, type)}
-BUILTIN_CLASSES["NoneType"] = type(None)
+BUILTIN_CLASSES = [kind for kind in vars(builtins).values() if isinstance(kind, type)]
+BUILTIN_CLASSES = {kind.__name__: kind for kind in [*BUILTIN_CLASSES, type(None)]}
+# Of a defaultdict: what they make is plain data, or an answer could make a test unsupported.
+FACTORIES = {k.__name__: k for k in (int, float, bool, str, list, dict, tuple, set, frozenset)}
 
 
 def builtin_name(kind):
@@ -441,7 +443,7 @@ def encode(value, known=None, compare=False, flatten=True):
             out.append(head)
             pending.append(CLOSE)
             depth += 1
-        if depth > MAX_DEPTH:
+        if compare and depth > MAX_DEPTH:  # without it, one that holds itself is sent once
             raise NotPlain("a value that holds itself, or is nested too deeply")
         pending.extend(reversed(items))
     return "\t".join(out)
@@ -473,7 +475,7 @@ def opened(value, kind, compare, flatten):
         token = OPENING[kind]
         if kind is defaultdict:
             name = builtin_name(value.default_factory)
-            token = f"{token} {name}" if name else "{"
+            token = f"{token} {name}" if name in FACTORIES else "{"
         return token, [item for pair in dict.items(value) for item in pair]
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
         return None, [value.tolist()]
@@ -529,7 +531,7 @@ def decode(text, known=None):
             if kind in MUTABLE and number is not None:
                 container, number = known[number], None
             elif kind in MUTABLE:
-                container = MUTABLE[kind](*map(BUILTIN_CLASSES.__getitem__, option.split()))
+                container = MUTABLE[kind](*map(FACTORIES.__getitem__, option.split()))
                 known.append(container)
             stack.append((kind, [], container))
             continue

@@ -88,6 +88,7 @@ HOSTILE = [
     ("forge_answers", "call", "import os\nos.write(3, b'ready\\npass\\ntrue\\n')\ndef add(a, b): return 0", WRONG),
     ("forge_tester_lines", "check", "import os\nfor fd in (3, 4):\n    os.write(fd, b'\"ready\"\\n{\"report\": [\"pass\", \"\"]}\\n')\ndef add(a, b): return 0", WRONG),
     ("answer_garbage", "check", "import os\ndef add(a, b):\n    os.write(3, b'\\xff' * 64)\n    return 0", DEAD),
+    ("mark_time_by_empty_answers", "call", "import os, time\ndef add(a, b):\n    while time.process_time() < 1.5: os.write(3, b'\\n')\n    return a + b", WRONG),
     # --- the parent and other processes
     ("kill_parent", "echo", "import os\nos.kill(os.getppid(), 9)\nprint('done')", WRONG),
     ("sigio_to_parent", "echo", "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())\nprint('done')", WRONG),
@@ -194,6 +195,9 @@ IDIOMS = [
     ("own_issubset", LIAR, asserts("assert f(1).issubset({1, 2})"), WRONG),
     ("own_compared", "class A: pass\ndef f(*a): return A()", asserts("def check(c):\n    assert c(1) == c(1)\n    assert c(2) == 4", check=True), WRONG),
     ("class_for_function", "class f:\n    def __init__(s, x): pass", asserts("assert f(1) + 1 == 2"), WRONG),
+    ("nested_to_be_masked", "def f(x):\n    r = []\n    for _ in range(9990): r = [r]\n    return r", asserts("def check(c):\n    assert c([[[[[[[[[[[[c(1)]]]]]]]]]]]]) == 3", check=True), WRONG),
+    ("class_to_be_masked", "import os\ndef f(x): os.write(3, b'(\\t@type\\t\"__loader__\"\\t]\\t]\\n')", asserts("def check(c):\n    assert c(c(1)) == 3", check=True), WRONG),
+    ("object_to_be_masked", "from collections import defaultdict\ndef f(x): return defaultdict(object)", asserts("def check(c):\n    assert c(c(1)['x']) == 3", check=True), WRONG),
     # --- names
     ("own_isclose", "def isclose(*a, **k): return True\ndef f(x): return 9", asserts("assert isclose(f(2), 1.4)"), ("unsupported",)),
     ("own_max", "def max(*a): return 4\ndef f(x): return 9", asserts("assert max(f(2), 3) == 4"), WRONG),
@@ -216,6 +220,8 @@ IDIOMS = [
     ("seeded", "import random\ndef f(): return random.random()", asserts("import random\nrandom.seed(1)\na = f()\nrandom.seed(1)\nassert a == random.random()"), ("unsupported",)),
     ("defaultdict_missing", "from collections import defaultdict\ndef f(a): return defaultdict(int, a=a)", asserts("assert f(1)['z'] + f(2)['a'] == 2"), SKIP),
     ("nested_identity", "def f(m):\n    m.reverse()\n    for r in m: r.append(0)", asserts("a, b = [1], [2]\nm = [a, b]\nf(m)\nassert m == [[2, 0], [1, 0]] and a == [1, 0] and m[1] is a"), ("pass",)),
+    ("iterated_argument", "def f(q, x): return x + len(q)", asserts("from collections import deque\nq = deque([1, 2])\nfor x in q: assert f(q, x) == x + 2"), ("pass",)),
+    ("nested_argument", "def f(x):\n    n = 0\n    while x: x, n = x[0], n + 1\n    return n", asserts("x = []\nfor _ in range(20000): x = [x]\nassert f(x) == 20000"), ("pass",)),
     ("same_object", "def f(a):\n    a.sort()\n    return a", asserts("xs = [2, 1]\nassert f(xs) is xs and xs == [1, 2]"), ("pass",)),
     ("key_error_args", "def f(a): raise KeyError('k', 3)", asserts("try:\n    f(1)\n    assert False\nexcept KeyError as e:\n    assert e.args == ('k', 3)"), ("pass",)),
     ("coroutine", "async def f(a): return a + 1", asserts("import asyncio\nassert asyncio.run(f(1)) == 2"), ("pass",)),
@@ -224,6 +230,8 @@ IDIOMS = [
     ("builtin_in_check", "def sorted(x): return x", asserts("def check(c):\n    assert c([2, 1]) == sorted([2, 1])", entry="sorted", check=True), WRONG),
     ("test_module_unimported", "def f(a): return a", asserts("assert f(28) == sys.getsizeof(1)", entry=None), ("pass",)),
     # --- long integers, deep values, what a process prints over many calls
+    ("integer_beyond_floats", "def f(x): return 10**400", call((1, 0.5)), ("wrong_answer",)),
+    ("no_right_answer", "def f(x): return x", {"kind": "call", "entry_point": "f", "cases": [{"args": [1], "any_of": []}]}, ("wrong_answer",)),
     ("long_print", "print(2 ** int(input()))", stdin(("20000", hex(1)[2:])), ("wrong_answer",)),
     ("much_printed", "def f(a):\n    print('x' * 10**6)\n    return a", call(*[(i, i) for i in range(20)]), ("pass",)),
     ("much_returned", "def f(a): return 'x' * 10**6", call(*[(i, "x" * 10**6) for i in range(20)]), ("pass",)),

@@ -426,11 +426,28 @@ def test_landlock_of_an_old_kernel_leaves_truncation_to_seccomp(sb, monkeypatch,
     assert library.read_text() == "x = 1\n"
 
 
-def test_a_limit_that_cannot_be_set_is_an_error_at_level_strict(sb, monkeypatch, tmp_path):
-    for module in (confined, testcode):
-        text = Path(module.__file__).read_text().replace('"CORE": 0', '"CORE": 0, "NO_SUCH": 0')
-        (tmp_path / Path(module.__file__).name).write_text(text)
-    monkeypatch.setattr(confined, "__file__", str(tmp_path / "confined.py"))
+@pytest.fixture
+def change_server(monkeypatch, tmp_path):
+    """Replaces a piece of the servers' text."""
+
+    def change(old, new):
+        for module in (confined, testcode):
+            text = Path(module.__file__).read_text().replace(old, new)
+            (tmp_path / Path(module.__file__).name).write_text(text)
+        monkeypatch.setattr(confined, "__file__", str(tmp_path / "confined.py"))
+
+    return change
+
+
+def test_a_program_that_is_ended_before_the_tester_is_confined_is_judged(sb, change_server):
+    change_server("signal.set_wakeup_fd(-1)", "mode == TEST and time.sleep(20)")
+    code = "import threading, time\nthreading.stack_size(1 << 16)\nfor _ in range(400): threading.Thread(target=time.sleep, args=(9,)).start()"
+    with Sandbox(1) as box:
+        assert word(box.run(code, attacks.CHECK)) == "sandbox_violation"
+
+
+def test_a_limit_that_cannot_be_set_is_an_error_at_level_strict(sb, change_server):
+    change_server('"CORE": 0', '"CORE": 0, "NO_SUCH": 0')
     with pytest.raises(SandboxError, match="RLIMIT_NO_SUCH"):
         Sandbox(1)
     with Sandbox(1, "basic") as box:

@@ -166,7 +166,8 @@ def draw(values, runs, path):
         axis.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())
 
     def level(axis, measure, name, label, **style):
-        axis.axhline(interval(values[measure, name])[0], label=label, linestyle="--", **style)
+        if values[measure, name]:
+            axis.axhline(mean(values[measure, name]), label=label, linestyle="--", **style)
 
     for measure, prefix, color in (
         ("avg@8", "execution, ", "tab:blue"),

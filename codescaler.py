@@ -254,8 +254,8 @@ def pad_rows(rows, device="cpu", pad=0):
 
 
 def read_prompt(model, prompt):
-    """Ids of a prompt, two at least -> the keys and values of all of them but the last, with which
-    every row begins: the state at that token predicts the row's first one."""
+    """Ids of a prompt, two at least -> keys and values of all but the last. That one is the first
+    input of every row (rows_after), since its state predicts the row's first token."""
     if len(prompt) < 2:
         raise ValueError(f"a prompt of {len(prompt)} tokens: two are needed")
     return model(torch.tensor([prompt[:-1]], device=model.model.norm.weight.device))[1]
@@ -284,9 +284,9 @@ def training_passes(model, groups):
     """The passes of an update: `groups` are this rank's (prompt ids, list of micro-batches).
 
     Yields (prompt, past, micro-batch); the caller computes a loss from continue_prompt(model,
-    prompt, rows, past) and calls backward() on it before it asks for the next one. The prompt's
-    keys and values are detached leaves for their rows: each backward pass adds its gradient to
-    them, and after the last one a single pass carries the sum through the prompt. So a prompt is
+    prompt, rows, past) and calls backward() on it before it asks for the next one. `past` is
+    detached: a micro-batch's backward pass stops there and adds to its .grad. After the last one, a
+    single backward pass begins at the real keys and values (kv) with those sums. So a prompt is
     computed once, however its rows are cut, and the gradients are those of whole rows.
 
     With sharded weights every rank must make the same passes, or the others wait for ever. Ranks
@@ -297,7 +297,7 @@ def training_passes(model, groups):
     # plans[r][i]: the number of micro-batches of rank r in its group i.
     plans = runs.gather_lists([[len(batches) for _, batches in groups]])
     for i in range(max(map(len, plans))):
-        prompt, batches = groups[i] if i < len(groups) else ([0, 0], [])
+        prompt, batches = groups[i] if i < len(groups) else ([0, 0], [])  # a placeholder
         kv = read_prompt(model, prompt)
         # The graph is cut here: each backward pass below ends at these leaves and adds to .grad.
         past = [(k.detach().requires_grad_(), v.detach().requires_grad_()) for k, v in kv]

@@ -9,8 +9,8 @@
 prints a line a step and a table of held-out results before and after. One step, in the order of
 main(): problems -> rollout (N answers to each) -> reward -> advantage -> clipped policy gradient.
 
-The pass rate is always measured by executing all tests, as an audit: a reward that rises while the
-pass rate falls is a reward model that is being exploited. Refresh it on the new policy's programs:
+Every --audit-every steps the pass rate is measured by executing all tests: a reward that rises
+while it falls is a reward model that is being exploited. Refresh it on the new policy's programs:
 `train_rm.py --init out/rm --policy out/grpo-rm --out out/rm-2`. The run folder (--out) holds
 args.json, metrics.csv, samples.jsonl, result.json and checkpoint/; the same command goes on after a
 kill. Shapes: B answers to one prompt, T time.
@@ -42,7 +42,7 @@ length truncated reasons no_signal groups skipped code_length audit_reward audit
 lr tokens seconds""".split()
 WARMUP = 5  # steps of linear warmup; then the learning rate is constant
 MAX_PROMPT = 4096  # tokens; problems with a longer prompt are left out
-DUMMY = Problem("", "")  # stands in on a rank that has no micro-batch left; weight 0
+DUMMY = Problem("", "")  # of the row that a rank without work computes; its loss has weight 0
 EVAL_PROBLEMS = 48  # in an evaluation during training; before and after it is all of them
 
 
@@ -182,7 +182,9 @@ def run_seen_tests(rollouts, judges):
 
 
 REWARDS = {"rm": reward_rm, "exec": reward_exec, "partial": reward_partial}
-# What a reward needs: for "model" --rm is loaded, for "tests" problems without any are left out.
+# What a reward needs. "model": --rm is loaded, as judges.reward_model. "tests": problems without
+# tests are left out. No entry: neither. With several GPUs every rank must call score_many as often,
+# also with an empty list: the weights are gathered for it.
 NEEDS = {"rm": "model", "exec": "tests", "partial": "tests"}
 
 
@@ -191,8 +193,8 @@ NEEDS = {"rm": "model", "exec": "tests", "partial": "tests"}
 
 
 def group_advantages(rewards_B, std_norm=True, std_floor=0.05, eps=1e-6):
-    """Rewards of one group -> (reward - mean) / (std + eps), the sample std (B - 1). All 0 where
-    the group has no signal: rewards that are equal, or differ by rounding only (std up to 1e-4).
+    """Rewards of one group -> (reward - mean) / (max(std, std_floor) + eps), std over B - 1. All 0
+    where the group has no signal: rewards that are equal, or nearly (std up to 1e-4).
 
     The floor keeps a small difference from becoming a large advantage: without it, one valid
     program with a very low score (reward 5e-4) among 15 invalid ones has advantage 3.75.
@@ -208,7 +210,8 @@ def group_advantages(rewards_B, std_norm=True, std_floor=0.05, eps=1e-6):
 
 
 def set_advantages(groups, args):
-    """Fills in `advantage`. A sample without a reward keeps 0 and is left out of the mean."""
+    """Fills in `advantage`. A sample without a reward, which the sandbox could not judge, is not in
+    the mean of its group and keeps 0: update() leaves it out."""
     for group in groups:
         known = [r for r in group if r.reward is not None]
         advantage_B = group_advantages(torch.tensor([r.reward for r in known]), args.std_norm)
@@ -239,8 +242,8 @@ def grpo_loss(
         -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage) + kl * KL
 
     dual_clip bounds the loss of a bad token whose ratio has exploded at dual_clip * |advantage|. In
-    the first update after a rollout the ratio is 1 and the loss about 0, since advantages sum to 0
-    in a group; its gradient is not. -> (loss, metrics of each token, [B, T]).
+    the first update after a rollout the ratio is 1, and the loss says little; its
+    gradient is not 0. -> (loss, metrics of each token, [B, T]).
     """
     ratio_BT = (logp_BT - old_logp_BT).clamp(-20, 20).exp()
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
@@ -285,18 +288,18 @@ def update(model, reference, optimizer, groups, args, device, world=1):
             prompt = group[0].prompt_ids
             room = args.token_budget - len(prompt)
             passes.append((prompt, cs.cut_rows(group, lambda r: r.tokens, room)))
-        # The loss is divided by what all ranks have, so it does not depend on how the work is cut.
+        # Each rank divides by the counts of ALL ranks: the sum over ranks is one mean.
         counts = [sum(map(len, mine)), sum(r.tokens for group in mine for r in group)]
         counts = torch.tensor(counts, device=device)
         samples, tokens = runs.total(counts).tolist()
         for prompt, past, batch in cs.training_passes(model, passes):
-            loss, found, difference = batch_loss(
+            loss, batch_metrics, batch_mismatch = batch_loss(
                 model, reference, prompt, past, batch, samples, tokens, args
             )
             # Sharded gradients are means over ranks, the loss is a sum over them.
             (loss * world).backward()
-            sums.update(found)
-            mismatch = torch.maximum(mismatch, difference) if part == 0 else mismatch
+            sums.update(batch_metrics)
+            mismatch = torch.maximum(mismatch, batch_mismatch) if part == 0 else mismatch
         grad_norm = runs.clip_gradients(model, 1.0)  # of all ranks, so they agree on what follows
         if math.isfinite(grad_norm):
             optimizer.step()
@@ -317,7 +320,9 @@ def batch_loss(model, reference, prompt, past, batch, samples, tokens, args):
     device, weight = past[0][0].device, float(batch is not None)
     rows = batch or [Rollout(DUMMY, ids=[0], old_logp=[0.0])]
     ids_BT, lengths_B = cs.rows_after(prompt, [r.ids for r in rows], device)
+    # True where the next token is real: rows are right-padded.
     mask_BT = torch.arange(1, ids_BT.shape[1], device=device) < lengths_B[:, None]
+    # The ids that could be sampled at each token of a row; None: the whole vocabulary.
     support = [r.support for r in rows] if rows[0].support else None
 
     def logprobs(model, past):
@@ -436,7 +441,7 @@ def evaluate(model, tokenizer, problems, judges, rank, world, every=1):
     """--eval-group answers to every `every`-th problem, judged -> rows of metrics.evaluate. They
     have a random stream of their own, the same every time."""
     policy, args = cs.gathered(model), judges.args
-    settings = replace(args, group=args.eval_group, seed=10**9 + args.seed)
+    settings = replace(args, group=args.eval_group, seed=10**9 + args.seed)  # not those of training
     settings.temperature = min(1.0, args.temperature)
 
     def answer(problems, numbers):
@@ -492,11 +497,11 @@ def main():
         for step in runs.steps(state, args.steps, args.save_every, save):
             started, lr = time.time(), args.lr * min(1.0, step / WARMUP)
             runs.set_learning_rate(optimizer, lr)
-            groups, missing = [], args.prompts
+            groups, wanted = [], args.prompts
             for _ in range(1 + args.refill):
                 # 1. Problems: prompts are numbered through the run, each rank takes its share.
-                numbers = range(state["cursor"], state["cursor"] + missing)
-                state["cursor"] += missing
+                numbers = range(state["cursor"], state["cursor"] + wanted)
+                state["cursor"] += wanted
                 mine = numbers[rank::world]
                 asked = [problem_at(number, problems, args.seed) for number in mine]
                 # 2. A group of answers to each -> rewards -> advantages.
@@ -504,10 +509,10 @@ def main():
                 REWARDS[args.reward]([r for group in new for r in group], judges)
                 set_advantages(new, args)
                 groups += new
-                # --refill: draw more while too few groups, of all ranks, carry a signal.
+                # --refill: groups of equal rewards teach nothing; as many new prompts are drawn.
                 with_signal = sum(any(r.advantage for r in group) for group in new)
-                missing -= int(runs.total(torch.tensor(with_signal)))
-                if missing <= 0:
+                wanted -= int(runs.total(torch.tensor(with_signal)))
+                if wanted <= 0:
                     break
             if (step - 1) % args.audit_every == 0:
                 audit(groups, sandbox)
@@ -525,7 +530,7 @@ def main():
             run.append(samples)
             run.log(step=step, **row)
             state["cut_steps"] += row["truncated"] > 0.5
-            state["after"] = None
+            state["after"] = None  # outdated by this step; computed after the last one
         if not state.get("after"):
             state["after"] = held_out()
             save()

@@ -88,7 +88,7 @@ def evaluate(answer, problems, every, rank=0, world=1):
             row = {"number": group[0].number, "part": group[0].problem.source or "all"}
             row |= {"avg": mean(passed) if passed else None, "any": float(any(passed))}
             row |= {"valid": mean([r.code is not None for r in group])}
-            row |= {"reward": mean([r.reward or 0.0 for r in group])}
+            row |= {"reward": mean([r.reward for r in group if r.reward is not None] or [0.0])}
             row |= {"rewards": [r.reward for r in valid]}
             rows.append(row | {"passed": [r.verdict == "pass" for r in valid]})
     return sorted(gather_lists(rows), key=lambda row: row["number"])

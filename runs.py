@@ -198,7 +198,7 @@ def steps(state, last, save_every, save):
         while state["step"] < last:
             yield state["step"] + 1
             state["step"] += 1
-            stop = gather_lists(noted)
+            stop = gather_lists(noted)  # the same on each rank: all stop at one step
             if state["step"] % save_every == 0 or state["step"] == last or stop:
                 save()
             if stop:
@@ -206,8 +206,8 @@ def steps(state, last, save_every, save):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if noted:  # too late for the last step
-        raise noted[0]
+    if stop := gather_lists(noted):  # too late for the last step
+        raise stop[0]
 
 
 class Run:
@@ -217,7 +217,7 @@ class Run:
 
     # What runs write. args.json goes last: until then the folder says what it holds.
     files = "metrics.csv samples.jsonl pairs.jsonl result.json checkpoint checkpoint.new args.json"
-    may_differ = ("steps", "resume", "device", "out", "collect_only")  # they change no result
+    may_differ = ("steps", "resume", "device", "out", "collect_only")  # may be new on resume
 
     def __init__(self, args, columns, inputs=(), rank=0):
         self.dir, self.rank, self.columns = Path(args.out), rank, columns

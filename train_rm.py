@@ -45,9 +45,10 @@ from pairs import (
 from problems import input_files, load_problems, verified
 from sandbox import Sandbox
 
+# Both trainers' files begin alike; this one leaves reward, pass_rate and valid_rate empty.
 COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,tokens,seconds"
 COLUMNS = COLUMNS.split(",")
-CENTER_AT = 3.0  # mean score that --center pulls to: far below 0 softplus tells nothing apart
+CENTER_AT = 3.0  # mean score that --center pulls to: far below 0 softplus is flat
 TOGETHER = 4  # pairs of a problem that follow each other in the order: they share their prompt
 
 
@@ -101,7 +102,7 @@ def pairwise_loss(chosen_P, rejected_P, margin_P=0.0, center=0.0, count=None, ce
 
     center * (chosen + rejected - 2 center_at)^2 pulls the mean score of a pair to `center_at`, the
     only thing that the first term leaves free (TRL's center_rewards_coefficient has center_at 0).
-    At equal scores the loss is ln 2:
+    At equal scores the loss without margin and center is ln 2:
 
     >>> round(pairwise_loss(torch.zeros(3), torch.zeros(3)).item(), 4)
     0.6931
@@ -179,7 +180,9 @@ def update(model, optimizer, pairs, args, rank=0, world=1):
         # A rank without a batch of its own takes part with weight 0.
         rows = batch or [EncodedPair((), (0,), (0,), "")]
         chosen_P, rejected_P = score_pairs(model, prompt, rows, past)
-        loss = pairwise_loss(chosen_P, rejected_P, 0.0, args.center, len(pairs), CENTER_AT)
+        loss = pairwise_loss(
+            chosen_P, rejected_P, center=args.center, count=len(pairs), center_at=CENTER_AT
+        )
         loss = loss * bool(batch)
         (loss * world).backward()  # sharded gradients are means over ranks, the loss is a sum
         gap_P = (chosen_P - rejected_P).detach()
@@ -212,8 +215,8 @@ def batch_of(step, problems, batch, seed):
     """Numbers of the pairs of a step, a function of step and seed alone; problems[i] is the problem
     of pair i.
 
-    Every pair comes once an epoch, in an order of the epoch's own, in which a few pairs of a
-    problem follow each other. What does not fill a last batch waits for the next epoch.
+    A pair comes at most once an epoch, in an order of the epoch's own, in which a few pairs of a
+    problem follow each other; what does not fill a last batch is left out of it.
     """
     epoch, at = divmod(step, max(1, len(problems) // batch))
     rng, by_problem, pieces = random.Random(f"order-{seed}-{epoch}"), {}, []
@@ -348,7 +351,7 @@ def arguments():
     check_least(args, 1, "max_pairs steps limit")
     check_least(args, 0, "lr center mutants temperature")
     check_least(args, 0.001, "epochs")
-    check_least(args, 0, "held_out", most=0.99)
+    check_least(args, 0.001, "held_out", most=0.99)
     check_choice(args, prompt_style=("plain", "lcb"))
     if args.pairs and args.collect_only:
         raise UserError(f"--collect-only: --pairs {args.pairs} is collected already")
@@ -403,7 +406,7 @@ def main():
         run.log(step=step, **row)
         state["skipped"] += found[-1]
     # 4. Does it rank right? What was saved is read back.
-    del model, optimizer, write_model, save  # room for it
+    del model, optimizer, write_model, save  # room for the models that report() loads
     report(args, run, held_out, state["skipped"], device, rank, world, log)
 
 

@@ -50,6 +50,18 @@ def test_advantages_worked_examples(rewards, wanted):
     assert group_advantages(torch.tensor(rewards)).tolist() == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "std_norm, wanted",
+    [(True, [1.470447, -0.719176, -0.512618, -0.238652]),
+     (False, [1.051449, -0.51425, -0.36655, -0.170649])],
+)  # fmt: skip
+def test_advantages_equal_trl(std_norm, wanted):
+    """What TRL 1.16 gives for scale_rewards "group" and "none"; it adds 1e-4 to the deviation."""
+    rewards = torch.tensor([0.8235714, -0.7421276, -0.5944275, -0.398527])
+    found = group_advantages(rewards, std_norm, std_floor=0.0, eps=1e-4)
+    assert found.tolist() == pytest.approx(wanted, abs=2e-6)
+
+
 @pytest.mark.parametrize("std_norm, std", [(True, 0.57735), (False, 1.0)])
 def test_unknown_rewards_are_left_out_of_the_mean(std_norm, std):
     group = [Rollout(PROBLEM, reward=reward) for reward in (1.0, None, 0.0, 0.0)]

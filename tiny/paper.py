@@ -26,6 +26,7 @@ FEW = (2, 8, 64)  # problems with tests, for execution as the reward; all are 12
 MODELS = {  # reward models: how they were trained, and the end of their folders' names
     "150 problems": "-150", "600 problems": "-600", "1200 problems": "", "4000 problems": "-4000",
     "1 epoch": "-epochs-1", "6 epochs": "-epochs-6", "early and late policies": "-recipe",
+    "refreshed halfway": "-refreshed",
 }  # fmt: skip
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5%, 1 to 9 degrees
 MEASURES = {
@@ -82,7 +83,6 @@ def arms():
     found["avg@8", "reward model, on 4000 problems without tests"] = partial(
         after_grpo, arm="rm-untested"
     )
-    found["avg@8", "reward model, refreshed halfway"] = partial(after_grpo, arm="rm-refreshed")
     for name in ("random", "majority vote", *map(unit_tests, TESTS), "oracle"):
         found["best of 16", name] = partial(
             column_of, file="bon.jsonl", column="value", chosen_by=name
@@ -161,6 +161,7 @@ def draw(values, runs, path):
     figure, ((a, b), (c, d)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
 
     def curve(axis, x, measure, names, label, **style):
+        x, names = zip(*[(at, name) for at, name in zip(x, names) if values[measure, name]])
         middle, low, high = np.array([interval(values[measure, name]) for name in names]).T
         (line,) = axis.plot(x, middle, marker="o", label=label, **style)
         axis.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())

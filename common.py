@@ -59,6 +59,7 @@ def parse_args(cls, argv=None, positional=None, about=None):
             helps[field[1]] = field[2]
     parser = Parser(
         prog=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1 : 2 if about else 1]]),
+        usage=f"%(prog)s {f'[{positional} ...] ' if positional else ''}[--flag value ...]",
         description=inspect.cleandoc(about or sys.modules[cls.__module__].__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # what is not given gets the default of its field

@@ -126,7 +126,9 @@ def run_cli(main):
         sys.exit(2)
     except KeyboardInterrupt as stop:  # the trainers save before this is reached
         print("interrupted", file=sys.stderr)
-        sys.exit(143 if isinstance(stop, Terminated) else 130)
+        sys.stdout.flush()
+        # At once: threads of gloo may abort an interpreter that takes itself apart in its own time.
+        os._exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:  # `python problems.py ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -36,6 +36,7 @@ VARIANTS = {
     "python problems.py": ("", ""),
     "python tiny/make.py": (None, "20 minutes"),
     "python sandbox.py --check": ("", ""),
+    "tiny/paper.sh": (None, "hours; its commands are those above"),
     "python tests/speed.py": (None, "needs trl; tests/test_bench.py runs its parts"),
 }
 MINE = [  # mine.jsonl, which stands for a user's problems

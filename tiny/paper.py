@@ -163,6 +163,8 @@ def draw(values, runs, path):
     def curve(axis, x, measure, names, label, **style):
         x, names = zip(*[(at, name) for at, name in zip(x, names) if values[measure, name]])
         middle, low, high = np.array([interval(values[measure, name]) for name in names]).T
+        few = [len(values[measure, name]) < 3 for name in names]  # their intervals say nothing
+        low, high = np.where(few, middle, low), np.where(few, middle, high)
         (line,) = axis.plot(x, middle, marker="o", label=label, **style)
         axis.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())
 
@@ -197,6 +199,7 @@ def draw(values, runs, path):
     b.set(title="b. What do more verified problems and epochs buy?", xscale="log")
     b.set(xlabel="verified problems that the reward model was trained on")
     b.set_xticks(sizes, sizes)
+    b.set_xlim(130, 5000)
     b.minorticks_off()
     names = [*(f"execution, {n} problems" for n in FEW), f"execution, {unit_tests(12)}"]
     curve(c, [*FEW, 1200], "avg@8", names, "execution, all 12 tests")
@@ -226,7 +229,7 @@ def draw(values, runs, path):
         axis.set_ylabel("share")
     for axis in (a, b, c, d):
         axis.legend(fontsize="small")
-    figure.suptitle(f"Means of {len(runs)} runs" + ", bands: 95% intervals" * (len(runs) > 1))
+    figure.suptitle(f"Means of up to {len(runs)} runs; bands: 95% intervals of 3 or more")
     figure.savefig(path, dpi=110)
 
 

@@ -12,7 +12,8 @@ Shape suffixes: B rows, T time, D model width, H query heads, G key/value heads,
 V vocabulary, P prompt length, S keys that are attended to, R rows that are decoded together,
 N tokens or sampling candidates, C tokens of a chunk, M query heads of a key/value head.
 Rows are right-padded and their lengths say what is real: attention is causal, so no real token ever
-sees padding.
+sees padding. What is said of GPUs here and in runs.py was checked on fake CUDA tensors
+(tests/test_fake_cuda.py) or is torch's own word; nothing was measured on one.
 """
 
 import json
@@ -562,8 +563,9 @@ def generate(
 
 
 def rows_that_fit(config, prompt, slots, weight, wanted):
-    """How many of the wanted cache rows fit: on a GPU those whose slots and logits fill 90% of what
-    is free after the prefill of a prompt of `prompt` tokens; on a CPU all. `weight`: any one."""
+    """How many of the wanted cache rows fit: on a GPU those whose slots and logits fill 90% (an
+    estimate) of what is free after the prefill of a prompt of `prompt` tokens; on a CPU all.
+    `weight`: any one."""
     if not weight.is_cuda:
         return wanted
     size, token = weight.element_size(), 2 * config.num_hidden_layers * config.num_key_value_heads

@@ -82,7 +82,7 @@ class Args:
     norm: str = "token"  # loss averaged over tokens, over answers (seq), or by a constant (const)
     kl: float = 0.2  # weight of the KL to the initial policy on trained answers; 0 (paper): none
     std_norm: bool = True  # divide advantages by the group's standard deviation (off: Dr. GRPO)
-    token_budget: int = 2048  # tokens of a training pass; a GPU wants 16384 or more
+    token_budget: int = 2048  # tokens of a training pass; a GPU wants 16384 (an estimate)
     checkpointing: bool = False  # less memory, a third more time: recompute activations
     # evaluation and housekeeping
     eval_every: int = 10  # steps between evaluations on a part of --eval-problems
@@ -252,7 +252,7 @@ def grpo_loss(
     if dual_clip:
         bounded_BT = torch.minimum(loss_BT, -dual_clip * advantage_B1)
         loss_BT = torch.where(advantage_B1 < 0, bounded_BT, loss_BT)
-    metrics = {
+    found = {
         "clip_low": ((ratio_BT < 1 - clip_low) & (advantage_B1 < 0)).float(),
         "clip_high": ((ratio_BT > 1 + clip_high) & (advantage_B1 > 0)).float(),
     }
@@ -261,8 +261,8 @@ def grpo_loss(
         gap_BT = (ref_logp_BT - logp_BT).clamp(-20, 20)
         kl_BT = gap_BT.exp() - gap_BT - 1
         loss_BT = loss_BT + kl * kl_BT
-        metrics["kl"] = kl_BT.detach()
-    return (loss_BT * weight_BT).sum(), metrics
+        found["kl"] = kl_BT.detach()
+    return (loss_BT * weight_BT).sum(), found
 
 
 def update(model, reference, optimizer, groups, args, device, world=1):

@@ -82,7 +82,7 @@ class Args:
     held_out: float = 0.15  # share of the problems whose pairs are kept for evaluation
     center: float = 0.01  # weight of (chosen + rejected - 6)^2, which fixes the mean score
     max_length: int = 4096  # longest scored text in tokens; programs are cut, prompts never
-    token_budget: int = 2048  # tokens of a training pass; a GPU wants 16384 or more
+    token_budget: int = 2048  # tokens of a training pass; a GPU wants 16384 (an estimate)
     checkpointing: bool = False  # less memory, a third more time: recompute activations
     # housekeeping
     limit: int | None = None  # rows of any data that is loaded

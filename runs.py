@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 # GPU memory in segments that grow, since rollouts and updates ask for blocks of other sizes. Torch
@@ -68,7 +69,8 @@ def setup(device=None):
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         # One GPU is a group of one rank: FSDP2 computes in bf16 there, too.
         alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
-        dist.init_process_group(backend, **alone)
+        # Ranks wait for the longest rollout and for rank 0's files, NCCL by itself 10 minutes only.
+        dist.init_process_group(backend, timeout=timedelta(hours=2), **alone)
         if alone or device == "cpu":  # else NCCL warns and gloo may abort; several GPUs might hang
             atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return rank, world, device

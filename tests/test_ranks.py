@@ -88,6 +88,8 @@ def two_task(folder, rank, world):
     cs.save_model(model, cs.Tokenizer(TINY), folder / "saved by two")
     reward_model = cs.RewardModel(ROOT / "tiny" / "reward", "cpu", sharded=True)
     found["score"] = reward_model.score("Return the sum.", ["x = 1", "y"][: 1 + rank])[0]
+    options = dist.group.WORLD._get_backend(torch.device("cpu")).options
+    found["waits"] = options._timeout.total_seconds()
     torch.save(found, folder / f"rank{rank}.pt")
 
 
@@ -186,6 +188,10 @@ def test_gathered_models_sample_score_and_are_saved_as_one(ranks):
         cs.load_model(folder / name, device="cpu") for name in ("saved by two", "untied")
     )
     assert all(map(torch.equal, saved.parameters(), given.parameters()))
+
+
+def test_a_rank_waits_for_a_rollout_of_an_hour(ranks):
+    assert ranks[2]["waits"] > 3600
 
 
 # --------------------------------------------------------------------------------------------------

@@ -183,8 +183,9 @@ _warned = False
 
 
 class Sandbox:
-    """A pool of servers; one worker a CPU by default. Use as `with Sandbox() as sb:`; safe to share
-    between threads, not with a forked process. `level` None is strict on Linux, basic elsewhere.
+    """A pool of servers, by default one worker a CPU, shared out among the ranks of torchrun. Use
+    as `with Sandbox() as sb:`; safe to share between threads, not with a forked process. `level`
+    None is strict on Linux, basic elsewhere.
 
     Raises SandboxError if level "strict" cannot be had. For tests: `without` switches layers off,
     `landlock_abi` is the highest ABI to use.
@@ -198,9 +199,10 @@ class Sandbox:
             system = platform.system()
             raise SandboxError(f"level strict needs Linux, this is {system}; use --sandbox basic")
         self.level, self.closed, self.owner = level, False, os.getpid()
-        self.count = workers or (os.cpu_count() or 1)
-        if not workers and hasattr(os, "sched_getaffinity"):
-            self.count = len(os.sched_getaffinity(0))
+        can_tell = hasattr(os, "sched_getaffinity")
+        cpus = len(os.sched_getaffinity(0)) if can_tell else os.cpu_count() or 1
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
+        self.count = workers or max(1, cpus // ranks)
         options = {"basic": level == "basic", "without": without, "landlock_abi": landlock_abi}
         self.all = [Worker(options) for _ in range(self.count)]
         self.free = queue.LifoQueue()  # the last used is the warmest

@@ -668,6 +668,13 @@ def test_run_after_close_and_close_while_others_wait():
     assert gone(pids)
 
 
+def test_the_ranks_of_torchrun_share_the_cpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with make() as box:
+        assert box.report()["workers"] == 2
+
+
 def use_in_a_fork(box, answers):
     try:
         with box:

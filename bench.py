@@ -79,7 +79,7 @@ class SampleArgs:
     limit: int | None = None  # rows of any data that is loaded
     n: int = 16  # answers to a problem
     temperature: float = 1.0  # of sampling; 0 is greedy
-    top_p: float = 1.0  # sample from the likeliest tokens with this probability in all
+    top_p: float = 1.0  # nucleus sampling: the likeliest tokens that have this probability together
     top_k: int = 0  # sample from so many of the likeliest tokens; 0: from all
     max_new_tokens: int = 160  # longest answer
     prompt_style: str = "plain"  # plain, or lcb: LiveCodeBench's prompt
@@ -137,7 +137,7 @@ def bench_sample(args):
     same command goes on after a kill."""
     common.check_choice(args, extract=MODES, prompt_style=("plain", "lcb"))
     check_least(args, 1, "n limit max_new_tokens")
-    check_least(args, 0, "temperature top_k timed")
+    check_least(args, 0, "temperature top_k timed seed")
     check_least(args, 0.01, "top_p", most=1)
     device, has_rm = setup(args.device)[2], args.rm != "none"
     problems = list(enumerate(load_problems(args.problems, args.limit, log=log)))

@@ -5,8 +5,8 @@
 
 Models are folders or hub ids in Hugging Face layout (Qwen/Qwen3-8B, ...). Parameters have Hugging
 Face's names, so loading needs no map. Reading order: Qwen3.forward -> Block -> Attention, MLP; then
-continue_prompt, which is how everything but decoding uses the model: one prompt is computed once,
-and many rows of tokens continue it. KVCache and generate decode.
+read_prompt and rows_after (continue_prompt is both), which is how everything but decoding uses the
+model: a prompt is computed once, and many rows of tokens continue it. KVCache and generate decode.
 
 Shape suffixes: B rows, T time, D model width, H query heads, G key/value heads, K head size,
 V vocabulary, P prompt length, S keys that are attended to, R rows that are decoded together,
@@ -206,7 +206,7 @@ class Qwen3(nn.Module):
             position_BT, mask, past = past.next_step()
         else:  # P tokens were computed before, 0 of a fresh text
             T, P = ids_BT.shape[1], 0 if past is None else past[0][0].shape[1]
-            position_BT, mask = torch.arange(P, P + T, device=ids_BT.device)[None], None  # of all B
+            position_BT, mask = torch.arange(P, P + T, device=ids_BT.device)[None], None  # [1, T]
             if P > 0 and not ids_BT.is_cuda:  # else attention() says it without a dense mask
                 # Query t of a row may see the P tokens of the prompt and its row up to itself.
                 mask = torch.full((T, P + T), -math.inf, device=ids_BT.device).triu_(P + 1)
@@ -222,7 +222,8 @@ class Qwen3(nn.Module):
         return self.model.norm(x_BTD), kv
 
     def logits(self, hidden):
-        """Hidden states [..., D] -> fp32 logits [..., V]; of a few positions, all would not fit."""
+        """Hidden states [..., D] -> fp32 logits [..., V], of a few positions: for all of a batch
+        they would not fit into memory."""
         tied = self.config.tie_word_embeddings
         # FSDP2 keeps the root's weights gathered after a forward pass, so they may be used here.
         weight = self.model.embed_tokens.weight if tied else self.lm_head.weight
@@ -284,8 +285,8 @@ def continue_prompt(model, prompt, rows, past=None):
 def training_passes(model, groups):
     """The passes of an update: `groups` are this rank's (prompt ids, list of micro-batches).
 
-    Yields (prompt, past, micro-batch); the caller computes a loss from continue_prompt(model,
-    prompt, rows, past) and calls backward() on it before it asks for the next one. `past` is
+    Yields (prompt, past, micro-batch); the caller computes a loss of rows that continue `past` and
+    calls backward() on it before it asks for the next one. `past` is
     detached: a micro-batch's backward pass stops there and adds to its .grad. After the last one, a
     single backward pass begins at the real keys and values (kv) with those sums. So a prompt is
     computed once, however its rows are cut, and the gradients are those of whole rows.
@@ -366,8 +367,8 @@ def token_logprobs(
 
 
 class KVCache:
-    """Keys and values of the rows that are decoded together: k, v [layers, R, G, S, K], allocated
-    once. Row r owns its slots; the first len(lengths) rows are in use."""
+    """Keys and values of the rows that are decoded together: k, v [layers, R, G, slots, K],
+    allocated once. Row r owns its slots; the first len(lengths) rows are in use."""
 
     def __init__(self, config, rows, slots, dtype=torch.float32, device="cpu"):
         heads, size = config.num_key_value_heads, config.head_dim
@@ -428,8 +429,8 @@ class Completion(NamedTuple):
 
 
 def sampling_distribution(logits_RV, temperature=1.0, top_p=1.0, top_k=0):
-    """fp32 logits [R, V] -> (ids [R, N], probabilities [R, N]) of the tokens that may be sampled:
-    all V in order, or the likeliest first, where those left out have probability 0.
+    """fp32 logits [R, V] -> (ids, probabilities [R, N]) of the tokens that may be sampled: all V
+    in order (ids [1, V]), or the likeliest first (ids [R, N]), those left out with probability 0.
 
     Temperature first, then top_k (the k likeliest), then top_p (the likeliest until their sum
     reaches top_p), as Hugging Face does; of equal logits at the k-th place some are left out.
@@ -598,7 +599,8 @@ def check_model(path, head, dtype=torch.float32):
 
     Every parameter must be stored with its shape as floating-point numbers, and nothing may be left
     over, but for a causal LM that gets a score head. Raises UserError, also for the tokenizer of
-    another model. It reads no weights: trainers ask before hours of work that end with loading.
+    another model. It reads no weights but a tied head that is stored twice: trainers ask before
+    hours of work that end with loading.
     """
     folder = hub.model_folder(path)
     config = Config.from_dict(hub.read_json(folder / "config.json"), folder / "config.json")
@@ -708,7 +710,7 @@ def gathered(model, dtype=None):
 def prompt_ids(tokenizer, text, enable_thinking=None):
     """A user turn and the beginning of the answer -> ids, as Qwen3's chat template writes them.
     With enable_thinking=False the answer begins behind an empty think block."""
-    opening = tokenizer.encode("<|im_start|>user\n")[:1]
+    opening = tokenizer.encode("<|im_start|>")
     turn = [*opening, *tokenizer.encode_plain(f"user\n{text}")]
     turn += tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n")
     return turn + (tokenizer.encode("<think>\n\n</think>\n\n") if enable_thinking is False else [])
@@ -741,8 +743,8 @@ def shape_reward(score, valid):
     tensors.
 
     >>> shaped = shape_reward(torch.tensor([0.0, -10.0, 5.0]), torch.tensor([True, True, False]))
-    >>> [round(reward, 3) for reward in shaped.tolist()]
-    [0.693, 0.0, 0.0]
+    >>> [round(reward, 5) for reward in shaped.tolist()]
+    [0.69315, 5e-05, 0.0]
     """
     score = torch.as_tensor(score, dtype=torch.float32)
     return torch.where(torch.as_tensor(valid), F.softplus(score), torch.zeros_like(score))
@@ -752,9 +754,10 @@ class RewardModel:
     """A scalar reward model ready to score; `truncated` counts the programs it had to cut.
 
     It is bf16 on CUDA and fp32 on a CPU; scores are fp32 in both. `max_length` (tokens) is that of
-    its training, 4096 for models of others; another value is refused (UserError). A scoring pass
-    has up to `token_budget` tokens, which changes no score. With `sharded` and several ranks each
-    keeps a part of the weights, which are gathered while all of them call score_many.
+    its training, and another value is refused (UserError); models of others do not say, and take
+    any, or 4096. A scoring pass has up to `token_budget` tokens, which changes no score. With
+    `sharded` and several ranks each keeps a part of the weights, which are gathered while all of
+    them call score_many.
     """
 
     def __init__(self, path, device=None, max_length=None, token_budget=None, sharded=False):
@@ -827,7 +830,7 @@ class GenerateArgs:
     n: int = 1  # samples
     max_new_tokens: int = 512  # longest answer
     temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0  # nucleus sampling: the fewest tokens with this probability in all
+    top_p: float = 1.0  # nucleus sampling: the likeliest tokens that have this probability together
     top_k: int = 0  # sample from the k likeliest tokens; 0: from all
     enable_thinking: bool = True  # False: the answer begins behind an empty think block
     seed: int = 0  # of sampling
@@ -851,7 +854,8 @@ def score_command(argv):
     found = [extract_code(f"```python\n{text}\n```") for text in texts]
     # What is no program is not scored; its reward is 0.
     codes = [code for code, _ in found if code is not None]
-    reward_model = RewardModel(args.rm, runs.setup(args.device)[2])
+    _, _, device = runs.setup(args.device)
+    reward_model = RewardModel(args.rm, device)
     scores = dict(zip(codes, reward_model.score(statement, codes)))
     rows = []
     for path, (code, reason) in zip(args.programs, found, strict=True):
@@ -873,11 +877,11 @@ def generate_command(argv):
     """Samples answers of a policy to a prompt and prints them with their log-probabilities."""
     args = parse_args(GenerateArgs, argv, positional="prompt", about=generate_command.__doc__)
     check_least(args, 1, "n max_new_tokens")
-    check_least(args, 0, "temperature top_k")
+    check_least(args, 0, "temperature top_k seed")
     check_least(args, 0.01, "top_p", most=1)
     if not args.prompt:
         raise UserError('generate needs a prompt: python codescaler.py generate "Write ..."')
-    device = runs.setup(args.device)[2]
+    _, _, device = runs.setup(args.device)
     model = load_model(args.model, "lm", runs.compute_dtype(device), device)
     tokenizer = Tokenizer(args.model)
     prompts = [prompt_ids(tokenizer, args.prompt, args.enable_thinking)]

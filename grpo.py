@@ -5,7 +5,7 @@
     torchrun grpo.py --reward exec --reward-tests 2     # the reward sees two tests of each problem
     torchrun --nproc-per-node 8 grpo.py --preset paper-8b --problems deepcoder:train.parquet
 
-`python grpo.py` does the same on one process. The toy run takes about 3 minutes on 2 CPU cores. It
+`python grpo.py` does the same on one process. The toy run takes about 2 minutes on 2 CPU cores. It
 prints a line a step and a table of held-out results before and after. One step, in the order of
 main(): problems -> rollout (N answers to each) -> reward -> advantage -> clipped policy gradient.
 
@@ -19,7 +19,6 @@ kill. Shapes: B answers to one prompt, T time.
 import math
 import random
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -43,7 +42,7 @@ lr tokens seconds""".split()
 WARMUP = 5  # steps of linear warmup; then the learning rate is constant
 MAX_PROMPT = 4096  # tokens; problems with a longer prompt are left out
 DUMMY = Problem("", "")  # of the row that a rank without work computes; its loss has weight 0
-EVAL_PROBLEMS = 48  # in an evaluation during training; before and after it is all of them
+EVAL_PROBLEMS = 48  # at most, in an evaluation during training; before and after it is all
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Args:
     reward: str = "rm"  # rm: reward model; exec: 1 if all tests pass; partial: share of tests
     policy: str = "tiny/policy"  # model to train: folder, run folder or hub id
     rm: str = "out/rm"  # reward model: run folder of train_rm.py, checkpoint folder or hub id
-    problems: str = "toy:train"  # problems to train on (SPEC[,SPEC...])
+    problems: str = "toy:train"  # to train on: SPEC[,SPEC...] (python problems.py --help)
     eval_problems: str = "toy:test"  # problems to evaluate on
     out: str | None = None  # run folder; default out/grpo-{reward}
     steps: int = 50  # GRPO steps
@@ -61,7 +60,7 @@ class Args:
     prompts: int = 16  # prompts a step, over all ranks
     group: int = 8  # answers to a prompt
     temperature: float = 1.2  # of sampling and training; evaluation: the same, but at most 1
-    top_p: float = 1.0  # nucleus sampling: the fewest tokens with this probability in all
+    top_p: float = 1.0  # nucleus sampling: the likeliest tokens that have this probability together
     top_k: int = 0  # sample from the k likeliest tokens; 0: from all
     max_new_tokens: int = 160  # longest answer
     refill: int = 0  # extra rounds until --prompts groups have unequal rewards (DAPO)
@@ -79,7 +78,7 @@ class Args:
     clip_low: float = 0.2  # ratio clipped below 1 - clip_low
     clip_high: float = 0.28  # ratio clipped above 1 + clip_high
     dual_clip: float = 0.0  # loss of a negative advantage at most this times |advantage|; 0: off
-    norm: str = "token"  # loss averaged over tokens, over answers (seq), or by a constant (const)
+    norm: str = "token"  # loss: mean over tokens, answers (seq), or sum over a constant (const)
     kl: float = 0.2  # weight of the KL to the initial policy on trained answers; 0 (paper): none
     std_norm: bool = True  # divide advantages by the group's standard deviation (off: Dr. GRPO)
     token_budget: int = 2048  # tokens of a training pass; a GPU wants 16384 (an estimate)
@@ -88,7 +87,7 @@ class Args:
     eval_every: int = 10  # steps between evaluations on a part of --eval-problems
     eval_group: int = 8  # answers to a problem in evaluation (avg@n)
     audit_every: int = 1  # steps between executions of rollouts that the reward does not need
-    limit: int | None = None  # rows of any data that is loaded
+    limit: int | None = None  # at most so many rows of each data set
     save_every: int = 1  # steps between checkpoints
     seed: int = 0  # of sampling and order
     device: str | None = None  # cpu or cuda; default: cuda where there is one
@@ -140,8 +139,8 @@ class Judges(NamedTuple):
 
 def reward_rm(rollouts, judges):
     """softplus(score) of a valid program, 0 without one: every valid answer beats every invalid one
-    (the paper's validity-preserving reward). --shaping raw leaves the score as it is: a valid
-    program below 0 then loses to none."""
+    (the paper's validity-preserving reward). --shaping raw leaves the score as it is: a program
+    with a negative score then ranks below an answer without one."""
     valid = [r for r in rollouts if r.code is not None]
     scores = judges.reward_model.score_many([(r.problem.prompt, r.code) for r in valid])
     for r in rollouts:
@@ -169,22 +168,22 @@ def run_seen_tests(rollouts, judges):
     """Executes the tests that the reward sees: all of a problem's, or --reward-tests of them, a
     choice that depends on seed and problem alone. -> [(rollout, rollout with the verdict on these
     tests)] where the sandbox could tell; other samples have no reward and are left out."""
-    args, seen = judges.args, rollouts
+    args, copies = judges.args, rollouts
     if args.reward_tests:
-        seen = []
+        copies = []
         for r in rollouts:
             tests, rng = r.problem.tests, random.Random(f"tests-{args.seed}-{r.problem.id}")
             cases = rng.sample(tests.cases, min(args.reward_tests, len(tests.cases)))
             problem = replace(r.problem, tests=replace(tests, cases=cases))
-            seen.append(replace(r, problem=problem))
-    execute(judges.sandbox, seen, stop_early=args.reward != "partial")
-    return [(r, few) for r, few in zip(rollouts, seen) if few.verdict not in NOT_GRADED]
+            copies.append(replace(r, problem=problem))
+    execute(judges.sandbox, copies, stop_early=args.reward != "partial")
+    return [(r, seen) for r, seen in zip(rollouts, copies) if seen.verdict not in NOT_GRADED]
 
 
 REWARDS = {"rm": reward_rm, "exec": reward_exec, "partial": reward_partial}
 # What a reward needs. "model": --rm is loaded, as judges.reward_model. "tests": problems without
-# tests are left out. No entry: neither. With several GPUs every rank must call score_many as often,
-# also with an empty list: the weights are gathered for it.
+# tests are left out. No entry: neither. With several GPUs every rank must call score_many the same
+# number of times, if need be with an empty list: the weights are gathered in it.
 NEEDS = {"rm": "model", "exec": "tests", "partial": "tests"}
 
 
@@ -193,11 +192,11 @@ NEEDS = {"rm": "model", "exec": "tests", "partial": "tests"}
 
 
 def group_advantages(rewards_B, std_norm=True, std_floor=0.05, eps=1e-6):
-    """Rewards of one group -> (reward - mean) / (max(std, std_floor) + eps), std over B - 1. All 0
-    where the group has no signal: rewards that are equal, or nearly (std up to 1e-4).
+    """Rewards of a group -> (reward - mean) / (max(std, std_floor) + eps); std divides by B - 1.
+    All 0 where the group has no signal: rewards that are equal, or nearly (std up to 1e-4).
 
     The floor keeps a small difference from becoming a large advantage: without it, one valid
-    program with a very low score (reward 5e-4) among 15 invalid ones has advantage 3.75.
+    program with a very low score (reward 5e-4) among 15 invalid ones has advantage 3.72.
     std_norm=False only subtracts the mean (Dr. GRPO).
 
     >>> [round(a, 3) for a in group_advantages(torch.tensor([1.0, 0, 0, 0])).tolist()]
@@ -214,7 +213,8 @@ def set_advantages(groups, args):
     the mean of its group and keeps 0: update() leaves it out."""
     for group in groups:
         known = [r for r in group if r.reward is not None]
-        advantage_B = group_advantages(torch.tensor([r.reward for r in known]), args.std_norm)
+        reward_B = torch.tensor([r.reward for r in known], dtype=torch.float32)
+        advantage_B = group_advantages(reward_B, args.std_norm)
         for r, advantage in zip(known, advantage_B.tolist(), strict=True):
             r.advantage = advantage
 
@@ -266,8 +266,9 @@ def grpo_loss(
 
 
 def update(model, reference, optimizer, groups, args, device, world=1):
-    """--updates optimizer steps on the groups that carry a signal -> the step's metrics, means over
-    tokens. All ranks call it, each with its groups.
+    """--updates optimizer steps on the groups that carry a signal -> the step's metrics: the loss
+    and means over tokens, averaged over the updates, and the last gradient norm. All ranks call it,
+    each with its groups.
 
     `mismatch` is the largest difference between a token's log-probability in the rollout and in the
     first update: float noise, or the sampler and the trainer disagree. Answers with advantage 0
@@ -279,7 +280,7 @@ def update(model, reference, optimizer, groups, args, device, world=1):
     if not numbers:
         return {"loss": 0.0, "grad_norm": 0.0}
     updates = min(args.updates, len(numbers))
-    sums, mismatch, skipped = Counter(), torch.zeros((), device=device), 0
+    sums, mismatch, skipped = {}, torch.zeros((), device=device), 0
     for part in range(updates):
         chosen = numbers[part * len(numbers) // updates : (part + 1) * len(numbers) // updates]
         mine = [group for group in groups if group[0].number in chosen]
@@ -298,7 +299,7 @@ def update(model, reference, optimizer, groups, args, device, world=1):
             )
             # Sharded gradients are means over ranks, the loss is a sum over them.
             (loss * world).backward()
-            sums.update(batch_metrics)
+            sums = {name: sums.get(name, 0.0) + value for name, value in batch_metrics.items()}
             mismatch = torch.maximum(mismatch, batch_mismatch) if part == 0 else mismatch
         grad_norm = runs.clip_gradients(model, 1.0)  # of all ranks, so they agree on what follows
         if math.isfinite(grad_norm):
@@ -319,16 +320,17 @@ def batch_loss(model, reference, prompt, past, batch, samples, tokens, args):
     """
     device, weight = past[0][0].device, float(batch is not None)
     rows = batch or [Rollout(DUMMY, ids=[0], old_logp=[0.0])]
+    # [B, T + 1]: the prompt's last token and T of the answer. All below is [B, T].
     ids_BT, lengths_B = cs.rows_after(prompt, [r.ids for r in rows], device)
     # True where the next token is real: rows are right-padded.
     mask_BT = torch.arange(1, ids_BT.shape[1], device=device) < lengths_B[:, None]
     # The ids that could be sampled at each token of a row; None: the whole vocabulary.
     support = [r.support for r in rows] if rows[0].support else None
 
-    def logprobs(model, past):
+    def logprobs(lm, prompt_kv):
         # The state at a token predicts the next one; the last state predicts nothing.
-        hidden_BTD, target_BT = model(ids_BT, past)[0][:, :-1], ids_BT[:, 1:]
-        return cs.token_logprobs(model, hidden_BTD, target_BT, mask_BT, args.temperature, support)
+        hidden_BTD, target_BT = lm(ids_BT, prompt_kv)[0][:, :-1], ids_BT[:, 1:]
+        return cs.token_logprobs(lm, hidden_BTD, target_BT, mask_BT, args.temperature, support)
 
     logp_BT, entropy_BT = logprobs(model, past)
     ref_logp_BT = None
@@ -363,7 +365,7 @@ def arguments():
     check_least(args, 2, "group")
     check_least(args, 1, "prompts updates max_new_tokens eval_group eval_every audit_every")
     check_least(args, 1, "save_every token_budget limit")
-    check_least(args, 0, "steps lr kl clip_low clip_high dual_clip refill top_k reward_tests")
+    check_least(args, 0, "steps lr kl clip_low clip_high dual_clip refill top_k reward_tests seed")
     check_least(args, 0.01, "temperature")
     check_least(args, 0.01, "top_p", most=1)
     args.out = args.out or f"out/grpo-{args.reward}"
@@ -381,8 +383,8 @@ def input_list(args):
 
 
 def load_data(args, tokenizer, judges, log):
-    """-> (problems to train on, problems to evaluate on): those that can be used; the others are
-    counted aloud. Raises UserError where none is left."""
+    """-> (problems to train on, problems to evaluate on): those that can be used; the number of
+    the others is logged. Raises UserError where none is left."""
     model = judges.reward_model
 
     def fits(problem):
@@ -433,7 +435,7 @@ def sample(policy, tokenizer, problems, numbers, args):
 
 
 def audit(groups, sandbox):
-    """Executes all tests of the programs of which the reward has not done so."""
+    """Runs the programs that the reward has not executed, up to their first failing test."""
     execute(sandbox, [r for group in groups for r in group if r.verdict is None])
 
 
@@ -491,7 +493,7 @@ def main():
         run.load_optimizer(model, optimizer)
         if "before" not in state:
             state["before"] = held_out()
-        log(f"before: {metrics.audit_line(state['before'])}")
+        log(f"before: {metrics.summary_line(state['before'])}")
 
         save = partial(run.save, partial(cs.save_model, model, tokenizer), model, optimizer, state)
         for step in runs.steps(state, args.steps, args.save_every, save):
@@ -525,8 +527,8 @@ def main():
             log(metrics.step_line(step, args, row, row["seconds"] * (args.steps - step)))
             if step % args.eval_every == 0:
                 found = held_out(every=math.ceil(len(eval_problems) / EVAL_PROBLEMS))
-                row |= metrics.audit(found)
-                log(f"  held out ({len(found)} problems): {metrics.audit_line(found)}")
+                row |= metrics.summary(found)
+                log(f"  held out ({len(found)} problems): {metrics.summary_line(found)}")
             run.append(samples)
             run.log(step=step, **row)
             state["cut_steps"] += row["truncated"] > 0.5

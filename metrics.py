@@ -1,6 +1,7 @@
 """What is measured: of a training step's samples, of a policy on held-out problems, of a reward
 model on held-out pairs, of a choice among answers. Rows in, numbers and lines of text out; nothing
-here decides anything."""
+here decides anything. Shapes: P pairs, N items (M of one domain), 2 chosen and rejected, 3 styles.
+"""
 
 import itertools
 import math
@@ -76,16 +77,17 @@ def evaluate(answer, problems, every, rank=0, world=1):
 
     `answer(problems, numbers)` gives judged groups of Rollout. A row has part (`problem.source`),
     avg (share of samples that pass), any (whether one does), valid, reward, and `rewards` and
-    `passed` of its valid samples. Where no sample could be graded, avg is None.
+    `passed` of its valid graded samples. Where no sample could be graded, avg is None.
     """
     # All ranks ask equally often, the last time some with nothing: `answer` has collectives.
     rows, size, numbers = [], 64 * world, range(0, len(problems), every)
     for chunk in (numbers[at : at + size][rank::world] for at in range(0, len(numbers), size)):
         for group in answer([problems[i] for i in chunk], chunk):
+            graded = [r for r in group if r.verdict not in NOT_GRADED]
             # Invalid answers have reward 0 by rule: they say nothing about the reward model.
-            valid = [r for r in group if r.code is not None and r.reward is not None]
-            passed = [r.verdict == "pass" for r in group if r.verdict not in NOT_GRADED]
-            row = {"number": group[0].number, "part": group[0].problem.source or "all"}
+            valid = [r for r in graded if r.code is not None and r.reward is not None]
+            passed = [r.verdict == "pass" for r in graded]
+            row = {"number": group[0].number, "part": group[0].problem.source or "no source"}
             row |= {"avg": mean(passed) if passed else None, "any": float(any(passed))}
             row |= {"valid": mean([r.code is not None for r in group])}
             row |= {"reward": mean([r.reward for r in group if r.reward is not None] or [0.0])}
@@ -94,9 +96,10 @@ def evaluate(answer, problems, every, rank=0, world=1):
     return sorted(gather_lists(rows), key=lambda row: row["number"])
 
 
-def audit(rows):
-    """Does the reward follow execution? -> mean reward, mean AUC of reward against passing within a
-    problem, share of failing programs among the tenth with the highest rewards, and avg@n."""
+def summary(rows):
+    """Does the reward follow execution on held-out problems? -> mean reward, mean AUC of reward
+    against passing within a problem, share of failing programs among the tenth with the highest
+    rewards, and avg@n."""
     # Within a problem: scores of different problems need not be comparable.
     aucs = [auc(row["rewards"], row["passed"]) for row in rows]
     aucs = [value for value in aucs if not math.isnan(value)]
@@ -112,9 +115,9 @@ def audit(rows):
     }
 
 
-def audit_line(rows):
+def summary_line(rows):
     """Evaluation rows -> the line that is printed of them."""
-    found, graded = audit(rows), [row for row in rows if row["avg"] is not None]
+    found, graded = summary(rows), [row for row in rows if row["avg"] is not None]
     parts = [f"avg@n {found['eval']:.3f}", f"pass@n {mean([row['any'] for row in graded]):.3f}"]
     parts += [f"valid {mean([row['valid'] for row in rows]):.3f}"]
     names = {"audit_reward": "reward", "audit_auc": "auc", "fail_top": "fail_top"}
@@ -164,7 +167,8 @@ def final_table(before, after, args):
 
 
 def accuracies(pairs, before, after):
-    """{row of the table: [(1 where the chosen program wins, its problem), ...]}; a tie is no win.
+    """{row of the table: [(1 where the chosen program wins, its problem), ...]}; a tie is no win,
+    and a gain is after - before.
 
     `before`, `after`: [(score of chosen, score of rejected)] of each pair. Pairs with a mutant are
     a row of their own, where there are others: both sides have one author and about one length.

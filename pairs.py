@@ -54,7 +54,7 @@ class Rollout:
     policy: str = ""  # the model that it was sampled from
     parent: str | None = None  # of a mutant: the passing program that it was made from
     verdict: str | None = None  # of the tests; "invalid": no program; None: not executed
-    pass_rate: float | None = None  # share of the tests passed
+    pass_rate: float | None = None  # tests passed / all; those after a stop count as failed
     score: float | None = None  # the reward model's raw score
     reward: float | None = None  # None: nothing is known, the answer is left out
     advantage: float = 0.0
@@ -217,7 +217,7 @@ def split_pairs(pairs, held_out, seed=0):
 
 
 def decontaminate(problems, evaluation, size=13):
-    """Problems -> (those without `size` neighbouring words of a statement of `evaluation`, rows of
+    """Problems -> (those without `size` consecutive words of a statement of `evaluation`, rows of
     the funnel). A shorter statement counts as a whole. 13 is the rule of GPT-3's appendix C."""
 
     def ngrams(problem):
@@ -226,7 +226,7 @@ def decontaminate(problems, evaluation, size=13):
 
     seen = set().union(*map(ngrams, evaluation))
     kept = [p for p in problems if not ngrams(p) & seen]
-    rule = f"no {size} words in common with {len(evaluation)} problems of --decontaminate"
+    rule = f"no {size} consecutive words of {len(evaluation)} problems of --decontaminate"
     return kept, [("problems", len(kept), f"{rule}: {len(problems) - len(kept)} removed")]
 
 
@@ -252,7 +252,8 @@ DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def normalised(code):
-    """Equal texts are one program: no docstrings, no annotations, variables named in their order.
+    """Equal results are one program: docstrings go, and annotations of arguments and results, and
+    variables are named in their order.
 
     >>> normalised("def f(a: int):  # first\\n    return a") == normalised("def f(b): return b")
     True
@@ -268,8 +269,8 @@ def normalised(code):
                 fresh.setdefault(node.id, f"v{len(fresh)}")
             elif isinstance(node, DOCUMENTED):
                 node.returns = None  # of a function
-                is_documented = ast.get_docstring(node, clean=False) is not None
-                node.body = node.body[is_documented:] or [ast.Pass()]
+                if ast.get_docstring(node, clean=False) is not None:
+                    node.body = node.body[1:] or [ast.Pass()]
         for node in nodes:
             if isinstance(node, ast.Name):
                 node.id = fresh.get(node.id, node.id)
@@ -291,8 +292,8 @@ DEFINITION = re.compile(r"\s*(async |def |class |import |from |@)")  # a line th
 
 
 def mutants(code, count, seed=0):
-    """Up to `count` different programs, each with another token in one place of `code`. None where
-    Python cannot parse or print the program."""
+    """Up to `count` different programs, each with another token in one place of `code`; [] where
+    Python cannot parse or print it."""
     sites, found, rng = [], {}, random.Random(f"mutants-{seed}-{code!r}")
     try:
         text = ast.unparse(ast.parse(code))
@@ -413,7 +414,7 @@ def collect(problems, args, sandbox, done=(), device="cpu", rank=0, world=1):
             execute(sandbox, found, stop_early=False, repeat=2)
             right = {(r.number, normalised(r.code)): r for r in found if r.verdict == "pass"}
             changed = []
-            for r in right.values():  # the parent in the layout of its mutants: it must not tell
+            for r in right.values():  # parent and mutants in one layout, or it would tell
                 facts = {"reason": "ok", "policy": policy, "parent": laid_out(r.code)}
                 for code in mutants(r.code, args.mutants, args.seed):
                     changed.append(Rollout(r.problem, r.number, code=code, **facts))
@@ -439,7 +440,8 @@ def make_pairs(rollouts, rules, seed=0):
     """Rollouts -> (pairs, funnel): all-pass over any-fail within a problem, and passing programs
     over their mutants. `rules` has min_tests, max_pairs and mutants. `funnel` is a list of (what,
     how many are left, the rule with its value and how many it removed)."""
-    programs = sorted(rollouts, key=lambda r: r.parent is not None)  # mutants of candidates go
+    # Mutants last: of a mutant and an equal sampled program the mutant is the duplicate that goes.
+    programs = sorted(rollouts, key=lambda r: r.parent is not None)
     funnel = [
         ("problems", len({r.problem.id for r in programs}), "with tests"),
         ("programs", len(programs), "sampled or given, and mutants of those that pass"),

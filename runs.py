@@ -333,7 +333,7 @@ class Run:
         shutil.rmtree(self.new, ignore_errors=True)  # of a save that was killed or failed
 
     def load(self):
-        """-> `state` of the last complete step, or None where there is no checkpoint."""
+        """-> `state` as it was last saved, or None where there is no checkpoint."""
         path = self.checkpoint / "state.json"
         return json.loads(path.read_text()) if self.checkpoint.exists() else None
 

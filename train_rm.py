@@ -6,7 +6,7 @@
     torchrun train_rm.py --pairs codescalerpair:FILE.jsonl                   # pairs that exist
 
 `python train_rm.py` does the same on one process; the README has the command for eight GPUs. (For
-1.7B on one GPU published recipes suggest --lr 4e-6 --batch 128.) The toy run takes about 4 minutes
+1.7B on one GPU published recipes suggest --lr 4e-6 --batch 128.) The toy run takes about 3 minutes
 on 2 CPU cores. It prints the funnel from problems to pairs, a line a step, and a table: held-out
 accuracy before and after, beside "longer wins" and "shorter wins", and whether the score follows
 execution. The run folder (--out) holds args.json, metrics.csv, samples.jsonl, pairs.jsonl,
@@ -46,8 +46,8 @@ from problems import input_files, load_problems, verified
 from sandbox import Sandbox
 
 # Both trainers' files begin alike; this one leaves reward, pass_rate and valid_rate empty.
-COLUMNS = "step,loss,reward,pass_rate,valid_rate,accuracy,margin,grad_norm,lr,tokens,seconds"
-COLUMNS = COLUMNS.split(",")
+COLUMNS = """step loss reward pass_rate valid_rate accuracy margin grad_norm lr tokens
+seconds""".split()
 CENTER_AT = 3.0  # mean score that --center pulls to: far below 0 softplus is flat
 TOGETHER = 4  # pairs of a problem that follow each other in the order: they share their prompt
 
@@ -85,7 +85,7 @@ class Args:
     token_budget: int = 2048  # tokens of a training pass; a GPU wants 16384 (an estimate)
     checkpointing: bool = False  # less memory, a third more time: recompute activations
     # housekeeping
-    limit: int | None = None  # rows of any data that is loaded
+    limit: int | None = None  # at most so many rows of each data set
     save_every: int = 1  # steps between checkpoints
     seed: int = 0  # of sampling, split and order
     device: str | None = None  # cpu or cuda; default: cuda where there is one
@@ -122,8 +122,8 @@ class EncodedPair(NamedTuple):
 
 
 def encode_pairs(tokenizer, pairs, max_length, log):
-    """[Pair] -> {Pair: EncodedPair}. What cannot be learned is left out and counted aloud: prompts
-    without room for a program, sides that read the same once cut."""
+    """[Pair] -> {Pair: EncodedPair}. What cannot be learned is left out, and the number is
+    logged: prompts without room for a program, sides that read the same once cut."""
     encoded, notes = {}, Counter()
     for pair in pairs:
         read = partial(cs.reward_input_ids, tokenizer, pair.prompt, max_length=max_length)
@@ -349,7 +349,7 @@ def arguments():
     args = parse_args(Args)
     check_least(args, 1, "group batch save_every token_budget max_length max_new_tokens min_tests")
     check_least(args, 1, "max_pairs steps limit")
-    check_least(args, 0, "lr center mutants temperature")
+    check_least(args, 0, "lr center mutants temperature seed")
     check_least(args, 0.001, "epochs")
     check_least(args, 0.001, "held_out", most=0.99)
     check_choice(args, prompt_style=("plain", "lcb"))

@@ -338,7 +338,7 @@ def test_refill_draws_prompts_until_enough_groups_carry_a_signal(
     monkeypatch.setattr("sys.argv", argv)
     monkeypatch.setitem(grpo.REWARDS, "mine", reward)
     monkeypatch.setattr(grpo, "evaluate", lambda *_: [])
-    monkeypatch.setattr(metrics, "audit_line", lambda rows: "")
+    monkeypatch.setattr(metrics, "summary_line", lambda rows: "")
     monkeypatch.setattr(grpo, "report", lambda *_: None)
     grpo.main()
     state = json.loads((tmp_path / "checkpoint" / "state.json").read_text())
@@ -419,8 +419,9 @@ def test_problems_that_could_not_be_graded_leave_evaluations():
     some = [Problem(f"p{i}", "s", source="toy") for i in range(3)]
     answer = lambda asked, numbers: [judged(some[i], i, VERDICTS[i]) for i in numbers]  # noqa: E731
     rows = metrics.evaluate(answer, some, 1)
-    assert [r["avg"] for r in rows] == [0.5, None, 1.0] and metrics.audit(rows)["eval"] == 0.75
-    line = metrics.audit_line(rows)
+    assert [r["avg"] for r in rows] == [0.5, None, 1.0] and metrics.summary(rows)["eval"] == 0.75
+    assert [r["passed"] for r in rows] == [[True, False], [], [True, True]]
+    line = metrics.summary_line(rows)
     assert "avg@n 0.750 | pass@n 1.000" in line and "1 problems could not be graded" in line
     assert metrics.by_part(rows)["toy"]["avg"] == [0.5, 1.0]
     better = [r | {"avg": 1.0} for r in rows]  # graded after, not before: no comparison
@@ -456,12 +457,12 @@ def evaluated(rewards, passed):
 def test_audit_sees_a_reward_that_does_not_follow_execution(rewards, passed, auc, fail_top):
     row = evaluated(rewards, passed)
     wanted = {"audit_reward": row["reward"], "eval": row["avg"]}
-    assert metrics.audit([row] * 5) == wanted | {"audit_auc": auc, "fail_top": fail_top}
+    assert metrics.summary([row] * 5) == wanted | {"audit_auc": auc, "fail_top": fail_top}
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_equal_rewards_do_not_bias_fail_top(order):
-    found = metrics.audit([evaluated([1.0] * 400, ([True] * 200 + [False] * 200)[::order])])
+    found = metrics.summary([evaluated([1.0] * 400, ([True] * 200 + [False] * 200)[::order])])
     assert 0.3 < found["fail_top"] < 0.7 and found["audit_auc"] == 0.5
 
 
@@ -477,6 +478,14 @@ def test_preset_and_wrong_choices(monkeypatch):
     paper = parsed("--preset", "paper-8b", "--group", "4")
     assert (paper.group, paper.prompts, paper.lr, paper.top_k, paper.kl) == (4, 128, 1e-6, 20, 0)
     assert parsed("--reward", "exec").out == "out/grpo-exec"
-    for argv in ("--reward x", "--shaping x", "--norm x", "--preset x", "--group 1", "--extract x"):
+    for argv in (
+        "--reward x",
+        "--shaping x",
+        "--norm x",
+        "--preset x",
+        "--group 1",
+        "--extract x",
+        "--seed -1",
+    ):
         with pytest.raises(UserError, match=f"{argv}: expected"):
             parsed(*argv.split())

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import grpo
+from problems import load_problems, verify_solutions
+from sandbox import Sandbox
 
 ROOT = Path(__file__).parents[1]
 RM = "--limit 40 --group 4 --batch 8 --steps 2 --max-new-tokens 96"
@@ -108,6 +110,14 @@ def test_readme_command_runs(command, checkout):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
+
+
+def test_the_problem_of_the_readme_passes_its_own_test(tmp_path):
+    (line,) = re.findall(r"^{.*}$", (ROOT / "README.md").read_text(), re.M)
+    (tmp_path / "mine.jsonl").write_text(line)
+    problems = load_problems(str(tmp_path / "mine.jsonl"))
+    with Sandbox(1, "basic") as sandbox:
+        assert [result.passed for result in verify_solutions(problems, sandbox)] == [True]
 
 
 def test_the_reward_of_the_readme_rewards(monkeypatch):

@@ -30,11 +30,12 @@ import torch
 from tqdm import tqdm
 
 import common
+import hub
 import metrics
 from codescaler import Qwen3, RewardModel, Tokenizer, load_model
 from common import UserError, bootstrap, check_least, mean, parse_args, ranks
 from extract import MODES
-from hub import Config, model_folder, read_json, weight_files
+from hub import Config, model_folder, read_json
 from metrics import best_of_k, estimate, pass_at_k
 from pairs import DOMAINS, NOT_GRADED, execute, load_pairs, rollout
 from problems import input_files, load_problems, read_rows
@@ -136,14 +137,14 @@ def bench_sample(args):
     """Fills a store: n answers to each problem, extracted, scored and graded by all tests. The
     same command goes on after a kill."""
     common.check_choice(args, extract=MODES, prompt_style=("plain", "lcb"))
-    check_least(args, 1, "n limit max_new_tokens")
-    check_least(args, 0, "temperature top_k timed seed")
+    check_least(args, 1, "n max_new_tokens")
+    check_least(args, 0, "temperature top_k timed")
     check_least(args, 0.01, "top_p", most=1)
     device, has_rm = setup(args.device)[2], args.rm != "none"
     problems = list(enumerate(load_problems(args.problems, args.limit, log=log)))
     inputs = input_files("--problems", args.problems)
-    inputs += [("--model", file) for file in weight_files(args.model)]
-    inputs += [("--rm", file) for file in weight_files(args.rm)] if has_rm else []
+    inputs += hub.input_files("--model", args.model)
+    inputs += hub.input_files("--rm", args.rm) if has_rm else []
     model = load_model(args.model, "lm", compute_dtype(device), device)
     tokenizer, reward_model = Tokenizer(args.model), None
     if has_rm:
@@ -520,7 +521,8 @@ def bench_plot(args):
     trained = {run: found for run, found in args_of.items() if "n" not in found}
     pictures = {"curves": (run_panels(trained), "step")} if trained else {}
     for store in [run for run in args_of if run not in trained]:
-        pictures[f"bon-{Path(store).name}"] = store_panels(store), "k: answers to choose from"
+        name = "bon-" + "-".join(Path(store).parts)  # stores of several runs have one last name
+        pictures[name.replace("/", "")] = store_panels(store), "k: answers to choose from"
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for name, (panels, xlabel) in pictures.items():
         figure = matplotlib.figure.Figure(layout="constrained", dpi=120)
@@ -539,7 +541,7 @@ class ShowArgs:
 
 def bench_show(args):
     """A step's prompts and answers, best reward first."""
-    check_least(args, 1, "step limit")
+    check_least(args, 1, "step")
     file, groups = Path(args.run) / "samples.jsonl", {}
     if not file.is_file():
         raise UserError(f"no samples.jsonl in {args.run!r}: give a run folder of grpo.py")
@@ -577,6 +579,8 @@ def main():
         sys.exit(0 if name in ("-h", "--help") else 2)
     command, cls, *positional = COMMANDS[name]
     args = parse_args(cls, flags, *positional, about=command.__doc__)
+    check_least(args, 0, " ".join({"seed"} & vars(args).keys()))
+    check_least(args, 1, " ".join({"limit"} & vars(args).keys()))
     print_rows(command(args), args.json)
 
 

@@ -560,6 +560,9 @@ def generate(
         else:
             hidden_RD = hidden_RD[:0]
     bar.close()
+    if weight.is_cuda:  # NCCL cannot use what torch keeps for itself
+        del cache
+        torch.cuda.empty_cache()
     return done
 
 
@@ -692,8 +695,9 @@ def gathered(model, dtype=None):
     communication. All ranks call it. The model itself where there is nothing to gather or cast."""
     weight = model.model.norm.weight
     dtype = dtype or runs.compute_dtype(weight.device)
-    if dtype == weight.dtype and runs.local(weight) is weight:  # not sharded
+    if dtype == weight.dtype and not isinstance(model, runs.FSDPModule):
         return model
+    runs.gather_lists([])  # ranks wait for the longest rollout here, not inside of NCCL
     has_bias = model.head == "score" and model.score.bias is not None
     copy = meta_model(model.config, model.head, dtype, has_bias).requires_grad_(False)
     copy.to_empty(device=weight.device)
@@ -729,7 +733,7 @@ def reward_input_ids(tokenizer, prompt, code, max_length=4096):
     closing = tokenizer.encode("<|im_end|>\n")
     room = max_length - len(opening) - len(closing)
     found = f"a prompt of {len(opening)} tokens leaves no room for a program"
-    hub.check(room > 0, f"{found}: raise --max-length {max_length}")
+    hub.check(room > 0, f"{found}: the reward model reads {max_length} (max_length)")
     return opening, program[:room] + closing, len(program) > room
 
 

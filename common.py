@@ -107,7 +107,8 @@ def check_choice(args, **allowed):
 
 
 # Mistakes too, of an --out mostly.
-PATH_ERRORS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+PATH_ERRORS = (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+PATH_ERRORS += (PermissionError,)
 
 
 def run_cli(main):

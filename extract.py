@@ -259,7 +259,7 @@ PYTHON = re.compile(r"(?i)\W*(?:lang(?:uage)?-|code[ _-])?(?:i?python|pypy|py)[\
 # What Markdown may write behind the language: words, versions, file names, `{.class}`, `title="a"`.
 ATTRIBUTES = re.compile(
     rf"(?!\W*(?:{'|'.join(keyword.kwlist)})\b)"
-    r"""(?:[\w\s.:/{},-]|(?<=\s)(?:title|file|filename|linenums)="[^"]*")*$"""
+    r"""(?:[\w\s.:/{},-]|(?<=\s)(?:title|file|filename|linenums)=(?:"[^"]*"|[\w./-]+))*$"""
 )
 
 
@@ -332,9 +332,9 @@ def dedented(body: str, prefix: str) -> str:
 
 # A whole fenced block, a thought, or the end of a thought that began in the prompt. In a block, or
 # in quotes, a tag is text.
-NOT_QUOTED = r"""(?:(?<!['"`])|(?<=`)(?=</\w+>(?!`)))"""
+NOT_QUOTED = r"""(?:(?<!['"`])|(?<=['"`])(?=</\w+>(?!['"`])))"""
 THOUGHT = re.compile(
-    r"(?ims)(?P<block>^[ \t>]*(`{3,9}(?!`)|~{3,9}(?!~))[^`\n]*$"
+    r"(?ims)(?P<block>^[ \t>]*(`{3,}+|~{3,}+)[^`\n]*$"
     r"(?:(?!^[ \t>]*\2[^`\s]).)*?^[ \t>]*\2[ \t]*$)|"
     rf"{NOT_QUOTED}<(think|thinking|thought|reasoning)>.*?(?:{NOT_QUOTED}</\3>|\Z)|"
     rf"(?P<end>{NOT_QUOTED}</(?:think|thinking|thought|reasoning)>)"

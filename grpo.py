@@ -32,8 +32,8 @@ import metrics
 import runs
 from common import UserError, check_choice, check_least, parse_args, run_cli
 from extract import MODES
-from pairs import NOT_GRADED, Rollout, execute, rollout
-from problems import Problem, input_files, load_problems, policy_prompt, verified
+from pairs import NOT_GRADED, Rollout, execute, rollout, verify_together
+from problems import Problem, input_files, load_problems, policy_prompt
 from sandbox import Sandbox
 
 COLUMNS = """step loss reward pass_rate valid_rate kl clip_low clip_high entropy grad_norm mismatch
@@ -119,7 +119,7 @@ class Paper8B(Args):
     token_budget: int = 20480
     checkpointing: bool = True
     audit_every: int = 10
-    save_every: int = 50
+    save_every: int = 5  # a step takes many minutes
 
 
 PRESETS = {"none": Args, "paper-8b": Paper8B}
@@ -368,6 +368,8 @@ def arguments():
     check_least(args, 0, "steps lr kl clip_low clip_high dual_clip refill top_k reward_tests seed")
     check_least(args, 0.01, "temperature")
     check_least(args, 0.01, "top_p", most=1)
+    if args.reward_tests and NEEDS.get(args.reward) != "tests":
+        raise UserError(f"--reward-tests {args.reward_tests}: --reward {args.reward} runs no tests")
     args.out = args.out or f"out/grpo-{args.reward}"
     return args
 
@@ -376,13 +378,13 @@ def input_list(args):
     """[(flag, file)]: what the run reads; the same command on other contents is refused."""
     files = input_files("--problems", args.problems)
     files += input_files("--eval-problems", args.eval_problems)
-    files += [("--policy", file) for file in hub.weight_files(args.policy)]
+    files += hub.input_files("--policy", args.policy)
     if NEEDS.get(args.reward) == "model":
-        files += [("--rm", file) for file in hub.weight_files(args.rm)]
+        files += hub.input_files("--rm", args.rm)
     return files
 
 
-def load_data(args, tokenizer, judges, log):
+def load_data(args, tokenizer, judges, rank, world, log):
     """-> (problems to train on, problems to evaluate on): those that can be used; the number of
     the others is logged. Raises UserError where none is left."""
     model = judges.reward_model
@@ -394,7 +396,7 @@ def load_data(args, tokenizer, judges, log):
     def usable(flag, spec, needs_tests):
         problems = load_problems(spec, args.limit, log=log, flag=flag)
         if args.verify:
-            problems = verified(problems, judges.sandbox, log)
+            problems = verify_together(problems, judges.sandbox, rank, world, log)
         tested = [problem for problem in problems if problem.tests or not needs_tests]
         kept = [problem for problem in tested if fits(problem)]
         if len(kept) < len(problems):
@@ -479,7 +481,7 @@ def main():
         asks_model = NEEDS.get(args.reward) == "model"
         reward_model = cs.RewardModel(args.rm, device, sharded=True) if asks_model else None
         judges = Judges(reward_model, sandbox, args)
-        problems, eval_problems = load_data(args, tokenizer, judges, log)
+        problems, eval_problems = load_data(args, tokenizer, judges, rank, world, log)
 
         state = run.load() or {"step": 0, "cursor": 0, "cut_steps": 0}
         path = run.checkpoint if run.checkpoint.exists() else args.policy
@@ -491,11 +493,12 @@ def main():
         optimizer = runs.adamw(model, device, args.lr, weight_decay=0.01)
         held_out = partial(evaluate, model, tokenizer, eval_problems, judges, rank, world)
         run.load_optimizer(model, optimizer)
+        save = partial(run.save, partial(cs.save_model, model, tokenizer), model, optimizer, state)
         if "before" not in state:
             state["before"] = held_out()
+            save()
         log(f"before: {metrics.summary_line(state['before'])}")
 
-        save = partial(run.save, partial(cs.save_model, model, tokenizer), model, optimizer, state)
         for step in runs.steps(state, args.steps, args.save_every, save):
             started, lr = time.time(), args.lr * min(1.0, step / WARMUP)
             runs.set_learning_rate(optimizer, lr)

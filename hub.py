@@ -144,15 +144,16 @@ def open_weights(file):
         raise UserError(f"{file} is damaged or missing: {error}") from None
 
 
-def weight_files(path):
-    """The files with the weights of a model folder or hub id."""
-    return sorted(model_folder(path).glob("*.safetensors"))
+def input_files(flag, path):
+    """[(flag, file)] of a model folder or hub id, for a resumed run to compare."""
+    kinds = (".safetensors", ".json")
+    return [(flag, file) for file in sorted(model_folder(path).iterdir()) if file.suffix in kinds]
 
 
 def stored_tensors(folder):
     """{tensor name: slice of its mapped file} of a checkpoint in one file or in shards."""
     index, single = folder / "model.safetensors.index.json", "model.safetensors"
-    if index.is_file():
+    if index.is_file() and not (folder / single).is_file():  # of both transformers takes the file
         names = read_json(index).get("weight_map")
         whole = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
         check(whole, f"{index}: no weight_map")

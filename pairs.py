@@ -25,7 +25,7 @@ from functools import partial
 from codescaler import Tokenizer, generate, load_model, prompt_ids
 from common import UserError
 from extract import extract_code
-from problems import Problem, RowError, load_rows, need, policy_prompt, read_rows
+from problems import Problem, RowError, load_rows, need, policy_prompt, read_rows, verified
 from runs import compute_dtype, gather_lists
 
 NOT_GRADED = (None, "harness_error", "unsupported", "flaky")  # verdicts that say nothing
@@ -261,6 +261,10 @@ def normalised(code):
 
     def change(tree):
         nodes, fresh = list(ast.walk(tree)), {}
+        # What is also an attribute or a named argument has its name for a reason.
+        for node in nodes:
+            name = getattr(node, "attr", None) or isinstance(node, ast.keyword) and node.arg
+            fresh |= {name: name} if name else {}
         for node in nodes:
             if isinstance(node, ast.arg):
                 node.annotation = None
@@ -355,6 +359,10 @@ def execute(sandbox, rollouts, stop_early=True, repeat=1):
         key: next((verdict for verdict in result.verdicts if verdict != "pass"), "pass")
         for key, result in results.items()
     }
+    # A test that cannot be judged masks every answer to its problem: or only wrong ones, which end
+    # before it, would count.
+    masked = {key[0] for key, result in results.items() if "unsupported" in result.verdicts}
+    verdicts |= {key: "unsupported" for key in verdicts if key[0] in masked}
     for _ in range(repeat - 1):
         passed = [key for key, verdict in verdicts.items() if verdict == "pass"]
         again = sandbox.map([jobs[key] for key in passed])
@@ -366,16 +374,26 @@ def execute(sandbox, rollouts, stop_early=True, repeat=1):
     return [results.get((r.problem.id, r.code)) for r in rollouts]
 
 
-def given_programs(problems, args):
+def verify_together(problems, sandbox, rank, world, log):
+    """problems.verified, of which every rank does a share: the same list on all, whatever the
+    clocks of their sandboxes say."""
+    kept = verified(problems[rank::world], sandbox, log)
+    ids = set(gather_lists([problem.id for problem in kept]))
+    return [problem for problem in problems if problem.id in ids]
+
+
+def given_programs(problems, args, rank):
     """{problem id: [Rollout]} without a model: the problems' own solutions (--candidates mutants),
     or a file whose rows have `problem` and `completion` or `code`, such as any samples.jsonl."""
     if args.candidates == "mutants":
         rows = (({"problem": p.id, "code": p.solution}, "") for p in problems if p.solution)
     else:
-        rows = read_rows(args.candidates)
+        rows = read_rows(args.candidates, "--candidates")
     numbered, found = {p.id: (p, number) for number, p in enumerate(problems)}, defaultdict(list)
+    others = 0  # programs of problems that are not there
     for row, where in rows:
         problem = need(row, where, "problem")
+        others += problem not in numbered
         if problem in numbered and not row.get("parent"):  # mutants are made again
             text = need(row, where, "completion" if row.get("code") is None else "code")
             code, reason = program_in(text)
@@ -385,6 +403,8 @@ def given_programs(problems, args):
             f"--candidates {args.candidates}: no program for any of {len(problems)} problems; "
             "expected mutants (the problems need solutions) or a file with the ids of --problems"
         )
+    if others and rank == 0:
+        print(f"--candidates {args.candidates}: {others} programs of problems that are not there")
     return found
 
 
@@ -397,7 +417,7 @@ def collect(problems, args, sandbox, done=(), device="cpu", rank=0, world=1):
             model = load_model(policy, "lm", compute_dtype(device), device)
             tokenizer = Tokenizer(policy)
         else:
-            given = given_programs(problems, args)
+            given = given_programs(problems, args, rank)
         todo = [number for number, p in enumerate(problems) if (policy, p.id) not in done]
         for at in range(0, len(todo), CHUNK * world):
             numbers = todo[at : at + CHUNK * world][rank::world]

@@ -23,6 +23,7 @@ Each command takes seconds; nothing here needs torch.
 """
 
 import ast
+import contextlib
 import gzip
 import itertools
 import json
@@ -114,14 +115,20 @@ class RowError(UserError):
         self.reason, self.useless = reason, useless
 
 
+def local_path(path):
+    """A path, or the file that hub:OWNER/NAME[@REVISION]/FILE is downloaded to."""
+    if not path.startswith("hub:"):
+        return path
+    match = re.fullmatch("hub:([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?/(.+)", path)
+    if not match:
+        raise ValueError("expected hub:OWNER/NAME[@REVISION]/FILE")
+    repo, revision, file = match.groups()
+    return hf_hub_download(repo, file, revision=revision, repo_type="dataset")
+
+
 def file_items(path):
     """The objects of a .json or .parquet file, or the lines of a .jsonl or .jsonl.gz file."""
-    if path.startswith("hub:"):
-        match = re.fullmatch("hub:([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", path)
-        if not match:
-            raise ValueError("expected hub:OWNER/NAME[@REVISION]/FILE")
-        repo, revision, file = match.groups()
-        path = hf_hub_download(repo, file, revision=revision, repo_type="dataset")
+    path = local_path(path)
     if path.endswith(".parquet"):
         import pyarrow.parquet
 
@@ -136,9 +143,9 @@ def file_items(path):
             yield from (line for line in file if line.strip())
 
 
-def raw_rows(path, limit=None):
+def raw_rows(path, limit=None, flag=""):
     """The first `limit` items of a file, local or `hub:`: yields (object or line, "FILE row N").
-    Raises UserError for a file that cannot be read."""
+    Raises UserError for a file that cannot be read, beginning with the `flag` that names it."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1")
     number = 0
@@ -147,9 +154,10 @@ def raw_rows(path, limit=None):
             yield item, f"{path} row {number}"
     except Exception as error:  # missing, damaged, not what its ending says; what the hub raises
         hint = " (pip install pyarrow)" if isinstance(error, ImportError) else ""
-        raise UserError(f"{path}: cannot be read: {error!r:.300}{hint}") from None
+        mistake = f"{flag} {path}: cannot be read: {error!r:.300}{hint}"
+        raise UserError(mistake.strip()) from None
     if not number:
-        raise UserError(f"{path}: no rows")
+        raise UserError(f"{flag} {path}: no rows".strip())
 
 
 def as_row(item, where):
@@ -164,9 +172,9 @@ def as_row(item, where):
     return row
 
 
-def read_rows(path, limit=None):
+def read_rows(path, flag=""):
     """Rows that must all fit: yields (dict, "FILE row N"). Raises UserError."""
-    return ((as_row(item, where), where) for item, where in raw_rows(path, limit))
+    return ((as_row(item, where), where) for item, where in raw_rows(path, None, flag))
 
 
 def need(row, where, *keys, kind=str):
@@ -181,13 +189,24 @@ def need(row, where, *keys, kind=str):
 
 
 def input_files(flag, spec):
-    """[(flag, path)] of the local files in SPEC[,SPEC...], for a resumed run to compare."""
-    paths = [part if os.path.exists(part) else part.partition(":")[2] for part in spec.split(",")]
+    """[(flag, path)] of the files in SPEC[,SPEC...], for a resumed run to compare."""
+    paths = []
+    for part in spec.split(","):
+        path = part if os.path.exists(part) or part.startswith("hub:") else part.partition(":")[2]
+        with contextlib.suppress(Exception):  # the loader tells what is wrong with it
+            paths.append(local_path(path))
     return [(flag, path) for path in paths if os.path.isfile(path)]
 
 
 # --------------------------------------------------------------------------------------------------
 # formats: a row -> a Problem. Any exception means that the row does not fit
+
+
+def without_nulls(case):
+    """A case without the keys that a table has filled in; only an expected value may be null."""
+    if not isinstance(case, dict):
+        return case
+    return {key: value for key, value in case.items() if value is not None or key == "expected"}
 
 
 def own_problem(row, where):
@@ -196,7 +215,10 @@ def own_problem(row, where):
     for key in ("prompt", *row.keys() & {"solution", "source", "starter"}):
         need(row, where, key)
     if "tests" in row:
-        row["tests"] = as_tests(Tests(**need(row, where, "tests", kind=dict)))
+        tests = need(row, where, "tests", kind=dict)
+        if isinstance(tests.get("cases"), list):
+            tests = tests | {"cases": list(map(without_nulls, tests["cases"]))}
+        row["tests"] = as_tests(Tests(**tests))
     return Problem(**row | {"id": str(row.get("id", where))})
 
 
@@ -345,7 +367,7 @@ def load_rows(spec, formats, accept, what, limit, log, flag):
     if kind not in formats:
         raise UserError(f"{flag} {spec!r}: expected FILE or FORMAT:PATH of {', '.join(formats)}")
     found, left_out, count = [], defaultdict(list), 0  # left_out: reason -> errors
-    for item, where in READERS.get(kind, raw_rows)(path, limit):
+    for item, where in READERS.get(kind, raw_rows)(path, limit, flag):
         count += 1
         try:
             found += accept(formats[kind](as_row(item, where), where), where)

@@ -65,10 +65,10 @@ def setup(device=None):
         # (reported by others, not measured here).
         torch.backends.cuda.enable_cudnn_sdp(False)
     if not dist.is_initialized() and (world > 1 or device != "cpu"):
-        # Tensors travel between GPUs by NCCL, Python objects between hosts by gloo.
-        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-        # One GPU is a group of one rank: FSDP2 computes in bf16 there, too.
+        # One GPU is a group of one rank, which asks no network: FSDP2 computes in bf16 there, too.
         alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
+        # Tensors travel between GPUs by NCCL, Python objects between hosts by gloo.
+        backend = "gloo" if device == "cpu" else "nccl" if alone else "cpu:gloo,cuda:nccl"
         # Ranks wait for the longest rollout and for rank 0's files, NCCL by itself 10 minutes only.
         dist.init_process_group(backend, timeout=timedelta(hours=2), **alone)
         if alone or device == "cpu":  # else NCCL warns and gloo may abort; several GPUs might hang
@@ -82,7 +82,7 @@ def num_ranks():
 
 def total(tensor):
     """Sum over ranks, in place."""
-    if dist.is_initialized():
+    if num_ranks() > 1:
         dist.all_reduce(tensor)
     return tensor
 
@@ -127,7 +127,7 @@ def shard(model, units, fp32_units, device):
     if dist.is_initialized():
         kind = torch.device(device).type
         mesh = init_device_mesh(kind, (num_ranks(),))
-        # fp32 master weights and sums of gradients, bf16 products on CUDA
+        # fp32 master weights, fp32 sums of gradients over ranks, bf16 products on CUDA
         mixed = MixedPrecisionPolicy(param_dtype=compute_dtype(kind), reduce_dtype=torch.float32)
         for unit in fp32_units:
             fully_shard(unit, mesh=mesh)
@@ -148,11 +148,16 @@ def rows_of(p):
     return slice(start, start + local(p).shape[0])
 
 
-def full_parameters(model):
-    """Yields (name, full tensor) of each parameter, gathered one at a time. All ranks call it."""
+def reshard(model):
+    """Frees what a forward pass without a backward pass has left gathered, in bf16."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # after a forward pass some are still gathered, in bf16
+            module.reshard()
+
+
+def full_parameters(model):
+    """Yields (name, full tensor) of each parameter, gathered one at a time. All ranks call it."""
+    reshard(model)
     for name, p in model.named_parameters():
         yield name, (p.full_tensor() if isinstance(p, DTensor) else p).detach()
 
@@ -259,7 +264,10 @@ class Run:
     def _write_args(self, args, inputs):
         """Writes args.json, if it agrees with that of a run that has begun."""
         path = self.dir / "args.json"
-        hashes = {f"content of {flag} {file}": content_hash(file) for flag, file in inputs}
+        hashes = {}  # by flag, without folders: a hub id's folder changes with its revision
+        for flag, file in inputs:
+            found = hashes.setdefault(f"content of {flag}", [])
+            found.append(f"{Path(file).name} {content_hash(file)}")
         if path.exists() and (self.checkpoint.exists() or self.answers.exists()):
             saved = json.loads(path.read_text())
             old = self._flags(saved["args"]) | saved["inputs"]
@@ -307,6 +315,7 @@ class Run:
         """Writes checkpoint/ whole or not at all. All ranks call it. `write_model(folder)` gathers
         the weights on all ranks before rank 0 writes them; `state` is a dict with "step" and what
         else JSON holds. Raises UserError."""
+        reshard(model)
         moments = {
             f"{name}.{key}": local(value).contiguous()  # of a tensor the rows of this rank
             for name, p in model.named_parameters()

@@ -174,8 +174,8 @@ for name, attempt in tries.items():
     else: done.append(name)
 print(json.dumps([list(tries), done]), flush=True)
 threading.stack_size(1 << 16)  # then more threads than any pool starts, which the server ends
-for _ in range(400): threading.Thread(target=time.sleep, args=(0.2,), daemon=True).start()
-time.sleep(0.2)
+for _ in range(400): threading.Thread(target=time.sleep, args=(1,), daemon=True).start()
+time.sleep(1)
 """
 LAYERS = ("rlimits", "no_new_privs", "seccomp", "landlock")
 ON_LINUX = sys.platform == "linux"

@@ -14,6 +14,7 @@ result.json and checkpoint/. The same command goes on after a kill. Shapes: P pa
 one prompt.
 """
 
+import gc
 import math
 import random
 import time
@@ -41,8 +42,9 @@ from pairs import (
     print_funnel,
     problem_of,
     split_pairs,
+    verify_together,
 )
-from problems import input_files, load_problems, verified
+from problems import input_files, load_problems
 from sandbox import Sandbox
 
 # Both trainers' files begin alike; this one leaves reward, pass_rate and valid_rate empty.
@@ -238,7 +240,7 @@ def get_pairs(args, run, device, log, rank, world):
     if args.pairs:
         return load_pairs(args.pairs, args.limit, log)
     if any(runs.gather_lists([(run.dir / "pairs.jsonl").exists()])):  # all ranks agree
-        return load_pairs(str(run.dir / "pairs.jsonl"))
+        return load_pairs(f"own:{run.dir / 'pairs.jsonl'}")
     return collect_pairs(args, run, device, log, rank, world)
 
 
@@ -261,7 +263,7 @@ def collect_pairs(args, run, device, log, rank, world):
         tested, funnel = decontaminate(tested, evaluation)
     with Sandbox(level=args.sandbox) as sandbox:
         if args.verify:
-            tested = verified(tested, sandbox, log)
+            tested = verify_together(tested, sandbox, rank, world, log)
         if not tested:
             raise UserError(f"--problems {args.problems}: none has tests that verify a program")
         size = len(tested) * (len(args.policy) if args.candidates == "policy" else 1)
@@ -353,8 +355,10 @@ def arguments():
     check_least(args, 0.001, "epochs")
     check_least(args, 0.001, "held_out", most=0.99)
     check_choice(args, prompt_style=("plain", "lcb"))
-    if args.pairs and args.collect_only:
-        raise UserError(f"--collect-only: --pairs {args.pairs} is collected already")
+    for name in ("collect_only", "decontaminate", "verify") if args.pairs else ():
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: --pairs {args.pairs} is collected already")
     return args
 
 
@@ -365,7 +369,13 @@ def main():
     tokenizer = cs.Tokenizer(args.init)
     cs.check_model(args.init, "score")
     data = ("--pairs", args.pairs) if args.pairs else ("--problems", args.problems)
-    inputs = [("--init", file) for file in hub.weight_files(args.init)] + input_files(*data)
+    inputs = hub.input_files("--init", args.init) + input_files(*data)
+    if not args.pairs:
+        inputs += input_files("--candidates", args.candidates)
+        for policy in args.policy if args.candidates == "policy" else []:
+            inputs += hub.input_files("--policy", policy)
+        for spec in args.decontaminate:
+            inputs += input_files("--decontaminate", spec)
     run = runs.Run(args, COLUMNS, inputs, rank)
     # 1. Pairs, as texts and as the model reads them; some problems' are held out.
     pairs = get_pairs(args, run, device, log, rank, world)
@@ -406,7 +416,8 @@ def main():
         run.log(step=step, **row)
         state["skipped"] += found[-1]
     # 4. Does it rank right? What was saved is read back.
-    del model, optimizer, write_model, save  # room for the models that report() loads
+    del model, optimizer, write_model, save
+    gc.collect()  # FSDP2's modules hold each other; report() needs the room
     report(args, run, held_out, state["skipped"], device, rank, world, log)
 
 

@@ -188,6 +188,8 @@ POLY = "def poly(x, n): return 0\ndef root(n): return 99"
 ROOT = "def check(c):\n    assert abs(poly(c(6), 6)) < 1e-6"
 # (name, program, tests, acceptable words): what test code could be made to believe
 IDIOMS = [
+    # --- arrays are the test's own: an answer's come as lists
+    ("numpy_of_the_test", "def f(x): return x / 2", asserts("import numpy as np\ndef check(c):\n    x = np.array([c(1)])\n    assert x.dtype == np.float64 and np.allclose(x, [0.5])", check=True), ("pass",)),
     # --- an exception of the program ends what the test iterates over
     ("stop_in_sum", "def f(x): raise StopIteration", asserts("def check(c):\n    assert sum(map(c, [1, 2])) == 0", check=True), WRONG),
     ("stop_in_list", "def f(x): raise StopIteration", asserts("assert [y for y in iter(lambda: f(1), 0) if y != 3] == []"), WRONG),

@@ -249,7 +249,7 @@ def install(watch, m, world, capacity):
     F.scaled_dot_product_attention = chosen_attention(watch, F.scaled_dot_product_attention)
     cuda.is_available = cuda.is_initialized = lambda: True
     cuda.device_count, cuda.current_device = lambda: 8, lambda: 0
-    cuda._lazy_init = cuda.set_device = cuda.synchronize = lambda *args: None
+    cuda._lazy_init = cuda.set_device = cuda.synchronize = cuda.empty_cache = lambda *args: None
     cuda.Stream = cuda.Event = MagicMock
     cuda.current_stream = cuda.stream = lambda *args: stream
     cuda.memory_reserved = cuda.memory_allocated = lambda device=None: watch.live

@@ -10,6 +10,7 @@ Each prints JSON lines: what, tokens/s, share of the card's bf16 products (790 T
 bandwidth (3.35 TB/s), measured and computed peak in GiB. GPU_PY_DEVICE=cpu tries it on a CPU.
 """
 
+import gc
 import json
 import os
 import sys
@@ -143,6 +144,7 @@ def train(shape, token_budget):
         say(f"{script} update, {shape}, budget {budget}", tokens_per_s=tokens / m.seconds,
             share=flops / m.seconds / FLOPS, peak=m.peak, computed=computed)  # fmt: skip
         del model, optimizer
+        gc.collect()  # FSDP2's modules hold each other
 
 
 @torch.no_grad()
@@ -160,6 +162,7 @@ def decode(shape, prompt, new):
     share = 2 * bench.num_parameters(model.config, "score")[0] * tokens / m.seconds / FLOPS
     say(f"scoring, {shape}", tokens_per_s=tokens / m.seconds, share=share, peak=m.peak)
     del model, past
+    gc.collect()
     model = random_model(shape, "lm", device, False)
     c, token = model.config, bench.token_bytes(model.config)[0]
     for n in (16, 64):

@@ -285,6 +285,8 @@ def test_plot_writes_pictures(tmp_path, store, command):
     assert len(pictures) == 2 and all(p.startswith(b"\x89PNG") for p in pictures)
     with pytest.raises(UserError, match="no args.json"):
         command("plot", tmp_path)
+    with pytest.raises(UserError, match="--seed -1"):
+        command("pass", "--store", store, "--seed", "-1")
 
 
 def test_plot_without_matplotlib_says_how_to_get_it(monkeypatch, tmp_path, command):

@@ -49,7 +49,8 @@ RELEASED = [  # the released rules, to the letter: name, response, mode, expecte
 STRICT = [
     *[(f"tag {tag!r}", fence(F, tag), F)
      for tag in ("python", "py", "python3", "Python 3.11", "{.python}", "", "PYTHON", " python ",
-     "python main.py", 'py title="a"', "python3.11", "language-python", "{.python .numberLines}")],
+     "python main.py", "py filename=a.py", 'py title="a"', "python3.11", "language-python",
+     "{.python .numberLines}")],
     *[(f"other tag {tag!r}", fence(F, tag), "not_python")
      for tag in ("c++", "java", "bash", "pytb", "pyx", "text", "c++ python")],
     ("tilde", fence(F, mark="~~~"), F),
@@ -80,6 +81,8 @@ STRICT = [
     ("thought never closed", f"<think>\n{fence(F)}", "unclosed"),
     ("unclosed fence in thoughts", f"```python\nx = (\n</think>\n{fence(F)}", F),
     ("a thought that ends in a backtick", f"<think>Use `sorted`</think>\n{fence(F)}", F),
+    ("a thought that ends in a quote", f"<think>It's 'a'</think>\n{fence(F)}", F),
+    ("a long fence", f"{'`' * 20}python\n# <think>\n{F}\n{'`' * 20}", f"# <think>\n{F}"),
     ("a thought that ends in a fence", f"<think>\n{fence(USE)}</think>\n{fence(F)}", F),
     ("tags in capitals", f"<THINK>\n{fence(USE)}\n</THINK>\n{fence(F)}", F),
     ("lone return", fence("return 1"), "syntax_error"),

@@ -19,6 +19,7 @@ from test_runs import pairs, rows, script, start  # noqa: F401
 import codescaler as cs
 import hub
 from common import UserError
+from tiny.world import rows as make_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,7 +97,7 @@ DAMAGED = [
     ("model.safetensors", None, "model.safetensors is damaged or missing"),
     (INDEX, "{}", "no weight_map"),
     (INDEX, '{"weight_map": {"x": 3}}', "weight_map"),
-    (INDEX, '{"weight_map": {"x": "model.safetensors"}}', "model.safetensors has no tensor x"),
+    (INDEX, '{"weight_map": {"x": "shard.safetensors"}}', "shard.safetensors has no tensor x"),
     (INDEX, '{"weight_map": {"x": "away.safetensors"}}', "away.safetensors is damaged or missing"),
 ]
 
@@ -104,6 +105,8 @@ DAMAGED = [
 @pytest.mark.parametrize("file, text, found", DAMAGED)
 def test_damaged_or_missing_files_are_named(file, text, found, folder):  # noqa: F811
     (folder / file).unlink(missing_ok=True)
+    if file == INDEX:  # which is not read where the weights are in one file
+        (folder / "model.safetensors").rename(folder / "shard.safetensors")
     if text is not None:
         (folder / file).write_text(text, encoding="utf-8", errors="surrogateescape")
     refused(found, folder)
@@ -160,6 +163,11 @@ def test_another_chat_template_is_said(where, folder, monkeypatch, capsys):  # n
 # runs
 
 
+def test_of_a_file_and_an_index_the_file_is_read(folder):  # noqa: F811
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "old.safetensors"}}')
+    assert cs.load_model(folder, device="cpu")
+
+
 @pytest.mark.parametrize("flag", ["pairs", "init"])
 def test_other_contents_of_an_input_are_refused(flag, tmp_path, script, pairs):  # noqa: F811
     shutil.copytree(ROOT / "tiny" / "reward", tmp_path / "init")
@@ -189,6 +197,19 @@ def test_other_contents_of_problems_are_refused(tmp_path, script):  # noqa: F811
     assert code == 2 and "content of --problems" in errors
     code, _, errors = script(*command, "1", "--lr", "1")
     assert code == 2 and "--lr 0.0003, now it is 1.0" in errors
+
+
+def test_other_candidates_are_refused(tmp_path, script):  # noqa: F811
+    rows, given = make_rows("train", 3), tmp_path / "given.jsonl"
+    command = ["train_rm.py", "--collect-only", "--limit", "3", "--candidates", given]
+    command += ["--out", tmp_path / "o:1"]  # a colon in a path is no format
+    for name in ("first", "second"):
+        lines = [{"problem": row["id"], "code": row["solution"], "x": name} for row, _ in rows]
+        given.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        code, _, errors = script(*command)
+        assert code == (0 if name == "first" else 2), errors
+        assert script(*command)[0] == code
+    assert "content of --candidates" in errors
 
 
 def test_a_full_disk_loses_nothing(tmp_path, script, pairs):  # noqa: F811

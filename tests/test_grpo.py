@@ -362,7 +362,8 @@ def test_data_that_cannot_be_used_is_left_out_aloud(tiny, monkeypatch):
     def load(**flags):
         said.clear()
         settings = args(limit=40, **flags)
-        return grpo.load_data(settings, tiny[1], judges._replace(args=settings), said.append)
+        asked = judges._replace(args=settings)
+        return grpo.load_data(settings, tiny[1], asked, 0, 1, said.append)
 
     found, evaluated = load(eval_problems="toy:train")
     left_out = [line for line in said if "left out 0 without tests" in line]
@@ -478,14 +479,9 @@ def test_preset_and_wrong_choices(monkeypatch):
     paper = parsed("--preset", "paper-8b", "--group", "4")
     assert (paper.group, paper.prompts, paper.lr, paper.top_k, paper.kl) == (4, 128, 1e-6, 20, 0)
     assert parsed("--reward", "exec").out == "out/grpo-exec"
-    for argv in (
-        "--reward x",
-        "--shaping x",
-        "--norm x",
-        "--preset x",
-        "--group 1",
-        "--extract x",
-        "--seed -1",
-    ):
+    with pytest.raises(UserError, match="--reward-tests 2: --reward rm runs no tests"):
+        parsed("--reward-tests", "2")
+    wrong = "reward x,shaping x,norm x,preset x,group 1,extract x,seed -1"
+    for argv in (f"--{flag}" for flag in wrong.split(",")):
         with pytest.raises(UserError, match=f"{argv}: expected"):
             parsed(*argv.split())

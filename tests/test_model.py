@@ -377,7 +377,7 @@ def test_long_programs_are_cut_but_never_the_prompt_nor_the_closing_tokens(token
     whole = len(sum(cs.reward_input_ids(tokenizer, "P", "x = 1")[:2], []))
     assert not cs.reward_input_ids(tokenizer, "P", "x = 1", max_length=whole)[2]
     assert cs.reward_input_ids(tokenizer, "P", "x = 1", max_length=whole - 1)[2]
-    with pytest.raises(UserError, match="raise --max-length 60"):
+    with pytest.raises(UserError, match="the reward model reads 60"):
         cs.reward_input_ids(tokenizer, "long prompt " * 50, code, max_length=60)
 
 

@@ -71,6 +71,14 @@ def test_execute_fills_in_verdicts(sandbox):
     assert results[0] is results[3] and results[2] is None and results[4] is None
 
 
+def test_a_test_that_cannot_be_judged_masks_right_and_wrong_answers(sandbox):
+    cases = [{"assert": "assert add(1, 2) == 3"}, {"assert": "assert add(1, 2).dtype == 3"}]
+    problem = replace(ADD, tests=replace(ADD.tests, kind="assert", cases=cases))
+    rollouts = [Rollout(problem, code=code) for code in (RIGHT, "def add(a, b): return b", None)]
+    pairs.execute(sandbox, rollouts)
+    assert [r.verdict for r in rollouts] == ["unsupported", "unsupported", "invalid"]
+
+
 def test_a_program_that_passes_only_sometimes_is_flaky():
     good = SimpleNamespace(passed=True, verdicts=["pass"], pass_rate=1.0)
     bad = SimpleNamespace(passed=False, verdicts=["wrong_answer"], pass_rate=0.0)
@@ -87,6 +95,8 @@ def test_a_program_that_passes_only_sometimes_is_flaky():
     ("def f(a): return a", "def g(a): return a", False),
     ("def f(a): return a > 1", "def f(a): return a >= 1", False),
     ("'''text'''\nx = 1\nprint(x)", "y = 1\nprint(y)", True),
+    ("def f(a, b): return a\nf(a=1, b=2)", "def f(b, a): return b\nf(a=1, b=2)", False),
+    ("class A:\n x = 1\n y = 2\nA.x, A.y", "class A:\n y = 1\n x = 2\nA.x, A.y", False),
 ])  # fmt: skip
 def test_normalised_programs(one, other, same):
     assert (normalised(one) == normalised(other)) == same
@@ -128,7 +138,7 @@ def test_candidates_are_solutions_and_their_mutants(sandbox):
         list(pairs.collect([replace(ADD, solution=None)], ARGS, sandbox))
 
 
-def test_candidates_of_a_file(sandbox, tmp_path):
+def test_candidates_of_a_file(sandbox, tmp_path, capsys):
     rows = [{"completion": "```python\ndef add(a, b):\n    return b\n```"}, {"code": "def add("}]
     rows += [{"code": RIGHT}, {"completion": "", "code": None}, {"code": "x", "parent": "y"}]
     rows += [{"problem": "other", "code": "x = 1"}]
@@ -137,6 +147,7 @@ def test_candidates_of_a_file(sandbox, tmp_path):
     (found,) = pairs.collect([ADD], args, sandbox)
     assert [r.verdict for r in found] == ["wrong_answer", "invalid", "pass", "invalid"]
     assert found[0].reason == found[2].reason == "ok" and found[3].reason == "empty"
+    assert "1 programs of problems that are not there" in capsys.readouterr().out
 
 
 def test_a_collection_goes_on_and_is_the_same_on_two_ranks(sandbox, monkeypatch):

@@ -56,6 +56,9 @@ def test_own_schema(load):
     tests = CALL | {"cases": [{"args": [5000], "expected": 10**5000}]}  # integers of any length
     (problem,) = load("", ROW | {"solution": None, "starter": "def f(x):", "tests": tests})
     assert problem == Problem("a", "p", Suite(**tests), starter="def f(x):")
+    case = {"args": [1], "expected": None}
+    (problem,) = load("", ROW | {"tests": CALL | {"cases": [case | {"any_of": None}]}})
+    assert problem.tests.cases == [case]  # only an expected value may be null
 
 
 @pytest.mark.parametrize("row, found", [

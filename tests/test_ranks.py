@@ -69,7 +69,7 @@ def samples_of(model, rank=0, world=1):
     """Each rank decodes its own prompts, another number of steps on each."""
     mine = range(rank, len(PROMPTS), world)
     prompts = [PROMPTS[i] for i in mine]
-    groups = cs.generate(model, prompts, 2, 5 + rank, prompt_keys=list(mine))
+    groups = cs.generate(model, prompts, 2, 5 + 3 * rank, prompt_keys=list(mine))
     return [(i, [ids[:5] for ids in group]) for i, group in zip(mine, ids_of(groups))]
 
 

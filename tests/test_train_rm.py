@@ -15,6 +15,7 @@ import codescaler as cs
 import common
 import metrics
 import train_rm
+from common import UserError
 from pairs import MUTANT, Pair, Rollout
 from problems import Problem
 from tiny import make
@@ -122,6 +123,13 @@ def test_a_gradient_that_is_not_finite_is_skipped(monkeypatch):
     monkeypatch.setattr(train_rm, "score_pairs", lambda *a: [s * math.inf for s in plain(*a)])
     found, gradients = updated(random_pairs())
     assert found[4] and not gradients
+
+
+@pytest.mark.parametrize("flag", ["--decontaminate x", "--verify", "--collect-only"])
+def test_what_only_collecting_does_is_refused_beside_pairs(flag, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_rm.py", "--pairs", "a.jsonl", *flag.split()])
+    with pytest.raises(UserError, match=flag.split()[0]):
+        train_rm.arguments()
 
 
 def test_pairs_that_cannot_be_learned_are_left_out_aloud():

@@ -123,6 +123,8 @@ def worth(values, measure, arm):
     prefix = "execution, " if measure == "avg@8" else ""
     curve = [mean(values[measure, prefix + unit_tests(k)]) for k in TESTS]
     value = mean(values[measure, arm])
+    if any(at != at for at in curve):  # a point of the curve was not run
+        return ""
     if not curve[0] <= value <= curve[-1]:
         return "fewer than 1" if value < curve[0] else "more than 12"
     return f"{np.interp(value, np.maximum.accumulate(curve), TESTS):.1f}"
@@ -161,12 +163,16 @@ def draw(values, runs, path):
     figure, ((a, b), (c, d)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
 
     def curve(axis, x, measure, names, label, **style):
-        x, names = zip(*[(at, name) for at, name in zip(x, names) if values[measure, name]])
+        there = [(at, name) for at, name in zip(x, names) if values[measure, name]]
+        if not there:
+            return
+        x, names = zip(*there)
         middle, low, high = np.array([interval(values[measure, name]) for name in names]).T
         few = [len(values[measure, name]) < 3 for name in names]  # their intervals say nothing
         low, high = np.where(few, middle, low), np.where(few, middle, high)
         (line,) = axis.plot(x, middle, marker="o", label=label, **style)
         axis.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())
+        return line.get_color()
 
     def level(axis, measure, name, label, **style):
         if values[measure, name]:
@@ -188,8 +194,8 @@ def draw(values, runs, path):
     for measure in MEASURES:
         names = [f"reward model, {name}" for name in problems]
         sizes = [int(name.split()[0]) for name in problems]
-        curve(b, sizes, measure, names, measure + (" after GRPO" if measure == "avg@8" else ""))
-        color = b.lines[-1].get_color()
+        label = measure + (" after GRPO" if measure == "avg@8" else "")
+        color = curve(b, sizes, measure, names, label)
         for marker, name in zip("v^", (epochs[0], epochs[2])):
             value = interval(values[measure, f"reward model, {name}"])[0]
             label = f"the same at {name} (else 3)" if measure == "pair accuracy" else None
@@ -235,7 +241,7 @@ def draw(values, runs, path):
 
 def main():
     match sys.argv[1:]:
-        case ["few", count, file]:
+        case ["few", count, file] if count.isdecimal():
             write_jsonl(file, load_problems("toy:train", int(count)))
         case ["table", folder, figure]:
             runs = sorted(run for run in Path(folder).iterdir() if (run / "bon.jsonl").is_file())

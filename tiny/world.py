@@ -263,12 +263,12 @@ def stream(split, seed=0, unseen=False):
             yield composition, describe(composition, rng, unseen), cases
 
 
-def rows(name, limit=None):
+def rows(name, limit=None, flag=""):
     """Rows of problems.py's own schema, with their places: [(dict, "toy:NAME row N")]. Names:
     train, untested (without tests and solutions), untested+tests, test. A limit keeps the parts of
     `test` in proportion. Raises UserError for another name."""
     if name not in PARTS:
-        raise UserError(f"toy:{name}: expected toy:{', toy:'.join(PARTS)}")
+        raise UserError(f"{flag} toy:{name}: expected toy:{', toy:'.join(PARTS)}".strip())
     found = []
     for source, split, unseen, tested, size in PARTS[name]:
         part = {}  # statement -> row: no statement twice

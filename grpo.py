@@ -540,6 +540,7 @@ def main():
             state["after"] = held_out()
             save()
     report(run, args, state, log)
+    runs.leave()
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ def setup(device=None):
     return rank, world, device
 
 
+def leave():
+    """The end of a run that succeeded, on all ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def num_ranks():
     return dist.get_world_size() if dist.is_initialized() else 1
 

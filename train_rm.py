@@ -419,6 +419,7 @@ def main():
     del model, optimizer, write_model, save
     gc.collect()  # FSDP2's modules hold each other; report() needs the room
     report(args, run, held_out, state["skipped"], device, rank, world, log)
+    runs.leave()
 
 
 if __name__ == "__main__":

@@ -270,14 +270,16 @@ class Run:
     def _write_args(self, args, inputs):
         """Writes args.json, if it agrees with that of a run that has begun."""
         path = self.dir / "args.json"
-        hashes = {}  # by flag, without folders: a hub id's folder changes with its revision
+        hashes = {}  # no folders in the names: that of a hub id changes with its revision
         for flag, file in inputs:
-            found = hashes.setdefault(f"content of {flag}", [])
-            found.append(f"{Path(file).name} {content_hash(file)}")
+            name = f"content of {flag} {Path(file).name}"
+            hashes[name] = hashes.get(name, "") + content_hash(file)
         if path.exists() and (self.checkpoint.exists() or self.answers.exists()):
             saved = json.loads(path.read_text())
             old = self._flags(saved["args"]) | saved["inputs"]
-            for name, value in (self._flags(args) | hashes).items():
+            # None: a file that is no longer there.
+            new = self._flags(args) | dict.fromkeys(saved["inputs"]) | hashes
+            for name, value in new.items():
                 if old.get(name, value) != value:  # a flag that the run did not have binds nothing
                     text = f"{self.dir} was started with {name} {old[name]}, now it is {value}"
                     raise UserError(f"{text}: give what it was, {START_OVER}")

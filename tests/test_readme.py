@@ -29,6 +29,7 @@ VARIANTS = {
     "python codescaler.py score --rm LARK-Lab": (None, "network"),
     "torchrun train_rm.py": (RM, "slow"),
     "torchrun grpo.py": (GRPO, "slow"),
+    "python train_rm.py --init Qwen": (None, "network"),
     "python train_rm.py": (f"{RM} --no-resume", "slow"),
     "python grpo.py --reward exec --problems mine": (GRPO, "slow"),
     "python grpo.py": (f"{GRPO} --no-resume", "slow"),

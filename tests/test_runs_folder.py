@@ -177,6 +177,8 @@ def test_what_changes_a_result_is_refused_by_flag(change, message, tmp_path):
     pairs.write_text("1\n" if change else "2\n")
     with pytest.raises(UserError, match=message):
         opened(out, [("--pairs", pairs)], **change)
+    with pytest.raises(UserError, match="content of --pairs pairs.jsonl .*now it is None"):
+        opened(out, [("--init", pairs)])
 
 
 def test_a_start_that_failed_binds_nobody(tmp_path):

@@ -6,11 +6,11 @@
     torchrun train_rm.py --pairs codescalerpair:FILE.jsonl                   # pairs that exist
 
 `python train_rm.py` does the same on one process; the README has the commands for one GPU and for
-eight. The toy run takes about 3 minutes on 2 CPU cores. It prints the funnel from problems to pairs, a line a step, and a table: held-out
-accuracy before and after, beside "longer wins" and "shorter wins", and whether the score follows
-execution. The run folder (--out) holds args.json, metrics.csv, samples.jsonl, pairs.jsonl,
-result.json and checkpoint/. The same command goes on after a kill. Shapes: P pairs, B programs of
-one prompt.
+eight. The toy run takes about 3 minutes on 2 CPU cores. It prints the funnel from problems to
+pairs, a line a step, and a table: held-out accuracy before and after, beside "longer wins" and
+"shorter wins", and whether the score follows execution. The run folder (--out) holds args.json,
+metrics.csv, samples.jsonl, pairs.jsonl, result.json and checkpoint/. The same command goes on after
+a kill. Shapes: P pairs, B programs of one prompt.
 """
 
 import gc

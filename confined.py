@@ -110,6 +110,7 @@ def serve(control, layers, caller):
         begun = layers["started"][: len(pids)]
         rows = [row if mark else (*row[:3], BROKEN) for row, mark in zip(rows, begun)]
         control.sendall(REPLY.pack(*rows[0], *rows[-1], wall))
+        rows = begun = None  # the next program, a fork, could read them
 
 
 def watch(pids, control, ended, request, progress, caller):
@@ -159,6 +160,7 @@ def watch(pids, control, ended, request, progress, caller):
             size, mark, cpu_mark = grown, now, cpu
         idle = cpu - cpu_mark < IDLE * (now - mark)
         waited = now - mark > wall_s * (1 if idle else 4) or now - begin - cpu / IDLE > wait_left
+        waited = waited or now - begin > 4 * wait_left
         if asked:
             end(ASKED)
         elif cpu - cpu_mark > cpu_s or cpu > cpu_left or waited:
@@ -469,9 +471,11 @@ def load(job, module):
         os.write(2, text.encode("utf-8", "replace")[:2000])
         return EXIT_CODES["syntax_error"]
     try:
-        run_setup(job, module.__dict__)
+        ran = run_setup(job, module.__dict__)
+        job["given"] = {k: v for k, v in vars(module).items() if ran and k[:2] != "__"}
         for name in job["names"]:
-            module.__dict__.pop(name.split(".")[0], None)
+            for part in (*name.split("."), "Solution"):  # see resolve()
+                module.__dict__.pop(part, None)
         exec(code, module.__dict__)
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
@@ -487,9 +491,12 @@ def load(job, module):
 
 
 def run_setup(job, space):
-    """One that fails, as it needs the program's classes (MBPP), runs again for the lines."""
+    """-> whether it ran to its end. One that fails, as it needs the program's classes (MBPP), runs
+    again for the lines."""
     with contextlib.suppress(Exception):
         exec(compile(job["setup"], "setup.py", "exec", dont_inherit=True), space)
+        return True
+    return False
 
 
 def run_program(job, module):
@@ -531,15 +538,18 @@ def answer_questions(job, module):
     space = {}
     if job["lines"]:  # names in a line of test code: builtins, the setup's, then the program's
         space = {k: value for k, value in vars(module).items() if not hasattr(builtins, k)}
-        run_setup(job, space)
+        # The objects that the program has, too: a class that is made again is another class.
+        space |= job["given"]
+        if not job["given"]:
+            run_setup(job, space)
     left = bytearray()
     write_line(3, "ready")
     while (question := read_line(4, left, 1 << 30)) is not None:
-        write_line(3, answer(question, module, space, job["compare"]))
+        write_line(3, answer(question, module, space, job))
     return 0
 
 
-def answer(question, module, space, compare):
+def answer(question, module, space, job):
     """A question is (name, arguments, named arguments), or (name, expression, None) for a line of
     test code. The answer is the value, encoded for comparison; or, for the tester, a tuple of the
     value and, if the call changed any, of the containers that it was given. "!" and an exception if
@@ -550,13 +560,16 @@ def answer(question, module, space, compare):
         function = resolve(module, name)
         if named is None:
             expression = compile(args, "tests.py", "eval", dont_inherit=True)
-            for used in set(expression.co_names) & sys.stdlib_module_names - {name}:
-                space[used] = importlib.import_module(used)  # not the program's `math`
+            for used in set(expression.co_names) & sys.stdlib_module_names - {name, *job["given"]}:
+                found = importlib.import_module(used)
+                # Not the program's `math`; but `datetime` may be the class of that module.
+                if space.get(used, found) is not getattr(found, used, None):
+                    space[used] = found
             space[name] = function
             value = eval(expression, space)
         else:
             value = function(*args, **dict(named))
-        if compare:
+        if job["compare"]:
             return encode(value, compare=True)
         changed = encode((name, args, named)) != question
         return encode((value, *known) if changed else (value,), known)

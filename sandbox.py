@@ -25,12 +25,12 @@ parent, leaves nothing behind. A layer that is missing is an error, never a sile
 another process with limits. Whether a test can be judged is decided by the test and the machine,
 never by the answer.
 
-Not promised: safety from kernel or CPU bugs (use a virtual machine against people), from guessed
-or hard-coded answers (weak tests), fair timing on a loaded machine, or that one right answer of
-many is recognised (no checkers). A program may `stat` any path, learn the host's name, and read the
-tests' setup. The calls of one process can borrow time from each other, since all arguments are
-known at once, and from what the suite may use, by what they write to the file of answers. The
-limit of output is the process's: it begins anew where that is reached.
+Not promised: safety from kernel or CPU bugs (use a virtual machine against people), from guessed or
+hard-coded answers (weak tests), fair timing on a loaded machine, or that one right answer of many
+is recognised (no checkers). A program may `stat` any path and read where a link points, learn the
+host's name, and read the tests' setup. The calls of one process can borrow time from each other,
+since all arguments are known at once, and from what the suite may use, by what they write to the
+file of answers. The limit of output is the process's: it begins anew where that is reached.
 
 Partial credit (`stop_early=False`) runs every test and divides by their true number. The released
 CodeScaler code stops at the first failure after j passes and pays j/(j+1) whatever the number of
@@ -450,7 +450,7 @@ class Judge:
         try:
             answers = [encode(value, compare=True).encode() for value in values]
             return self.calls, (entry, encode((entry, tuple(case["args"]), ())), answers, "")
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
             return None, f"the test holds no plain data: {error}"
 
     def set(self, i, word, detail="", said=None):

@@ -12,7 +12,6 @@ import builtins
 import contextlib
 import functools
 import importlib
-import itertools
 import json
 import os
 import re
@@ -118,7 +117,7 @@ def run_tests(job, module):
 def run_case(case, job, program):
     """One case -> (word, message). An AssertionError of the test is a wrong answer; an exception
     that the program raised and the test did not expect is a runtime error."""
-    Verdict.last = None
+    Verdict.last, program.calls = None, 0
     word, message = "pass", ""
     try:
         run_test_code(case, job, program)
@@ -126,6 +125,8 @@ def run_case(case, job, program):
         kind = getattr(error, "from_program", None)
         word = FAILURES.get(kind, "runtime_error") if kind else "wrong_answer"
         message = f"{type(error).__name__}: {error}"
+    if not program.calls:  # then it would pass any program
+        Verdict.last = Verdict.last or ("unsupported", "the test never called the program")
     word, message = Verdict.last or (word, message)
     return word, message[:500].encode("ascii", "replace").decode()
 
@@ -136,7 +137,7 @@ def run_test_code(case, job, program):
     test = TestCode(case["check" if is_check else "assert"], setup, entry)
 
     def evaluate(text, *spaces):
-        return eval(text, *(spaces or (space,))) if text in test.constants else compute(text)
+        return eval(text, *(spaces or (space,))) if text in test.evaluated else compute(text)
 
     space = {"__name__": "tests", "__builtins__": vars(builtins) | {"eval": evaluate}}
     try:
@@ -177,16 +178,16 @@ class Program:
     """The program, behind descriptor 4."""
 
     def __init__(self, limit):
-        self.left, self.limit = bytearray(), limit
+        self.left, self.limit, self.calls = bytearray(), limit, 0
         self.ready = read_line(4, self.left, limit) == "ready"
 
     def call(self, name, args, named):
         """Ask; returns the value, raises what the program raised. Descriptor 3 grows before and
         after, so that the limits count from here."""
-        known = []
+        known, self.calls = [], self.calls + 1
         try:
             question = encode((name, args, tuple(named.items())), known, flatten=False)
-        except (TypeError, ValueError, RecursionError) as error:
+        except NotPlain as error:  # others come from what an argument, a generator, asks
             raise unsupported(f"passes what is no plain data: {error}") from None
         answer = None
         os.write(3, b"\n")
@@ -256,6 +257,7 @@ class TestCode:
         self.entry = set(entry.split(".")) if entry else set()
         self.nodes = [node for tree in trees for node in ast.walk(tree)]
         self.constants = {node.value for node in self.nodes if isinstance(node, ast.Constant)}
+        self.evaluated = set()  # constants that the test evaluates itself
         self.modules = {}  # imported name -> the module that it comes from
         self.bound, self.read, asked = {"__name__"}, set(), set()
         for node in self.nodes:
@@ -264,6 +266,8 @@ class TestCode:
                     self.read.add(name)
                 case ast.Attribute(attr=name, ctx=ast.Load()):
                     asked.add(name)
+                case ast.Call(func=ast.Name(id="eval"), args=[ast.Constant(value=text), *_]):
+                    self.evaluated.add(text)
                 case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
                     self.bound.add(name)
                 case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
@@ -319,7 +323,7 @@ class TestCode:
             if module.split(".")[0] in CARRIED_MODULES:
                 kinds += [v for v in vars(sys.modules[module]).values() if isinstance(v, type)]
         known = {name for kind in kinds for name in dir(kind) if name[:2] != "__"}
-        known |= self.bound | self.entry | {"__init__"}
+        known |= self.bound - {"__name__"} | self.entry | {"__init__"}
         for text in self.constants:  # the fields of a namedtuple are texts
             known.update(re.findall(r"\w+", text) if isinstance(text, str) else ())
         functions, results = self.entry | {"candidate"}, set()
@@ -382,7 +386,30 @@ async def awaited(value):
     return value
 
 
-# class -> (value -> parts, parts -> value); of an iterator of any class all is taken at once
+def taken(iterator):
+    """(token, items): all of an iterator's items, or the first two million bytes of them."""
+    items, room = [], 1 << 21
+    for item in iterator:
+        if room < 0:
+            return "@endless", items
+        items.append(item)
+        room -= sys.getsizeof(item)
+    return "@iterator", items
+
+
+def endless(*parts):
+    """The first items of an iterator; who asks for more would have waited too long."""
+    yield from parts
+    raise Verdict("timeout", "more items were asked for than are taken of an endless iterator")
+
+
+def array(dtype, items):
+    if not re.fullmatch("(bool|u?int|float|complex)[0-9]*", dtype):
+        raise ValueError(f"an array of {dtype}")
+    return importlib.import_module("numpy").array(items, dtype)
+
+
+# class -> (value -> parts, parts -> value)
 RICH = {
     bytes: (lambda value: [value.hex()], bytes.fromhex),
     bytearray: (lambda value: [value.hex()], bytearray.fromhex),
@@ -395,12 +422,9 @@ RICH = {
     type({}.items()): (list, lambda *parts: dict(parts).items()),
     type: (lambda value: [builtin_name(value)], BUILTIN_CLASSES.__getitem__),
     types.CoroutineType: (lambda value: [run_coroutine(value)], awaited),
-    types.GeneratorType: (
-        lambda value: list(itertools.islice(value, 1 << 20)),
-        lambda *parts: iter(parts),
-    ),
 }
 BUILD = {f"@{kind.__name__}": build for kind, (_, build) in RICH.items()}
+BUILD |= {"@iterator": lambda *parts: iter(parts), "@endless": endless, "@ndarray": array}
 BUILD |= {"(": lambda *items: items, "<<": lambda *items: frozenset(items)}
 
 
@@ -467,6 +491,8 @@ def scalar(value, kind):
 def opened(value, kind, compare, flatten):
     """(opening token, items) of a value that holds others; (None, [other]) if it stands for another
     value; NotPlain if it is no plain data."""
+    if kind is deque and value.maxlen is not None and not flatten:
+        raise NotPlain("a deque with maxlen")
     if kind in (list, tuple, deque):
         return OPENING[kind], list(value)
     if kind in (set, frozenset):
@@ -477,16 +503,24 @@ def opened(value, kind, compare, flatten):
         token = OPENING[kind]
         if kind is defaultdict:
             name = builtin_name(value.default_factory)
+            if name not in FACTORIES and not flatten:
+                raise NotPlain("a defaultdict with a factory of its own")
             token = f"{token} {name}" if name in FACTORIES else "{"
         return token, [item for pair in dict.items(value) for item in pair]
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
+        if kind.__name__ == "ndarray" and value.dtype.kind in "biufc" and not compare:
+            return "@ndarray", [str(value.dtype), value.tolist()]
         return None, [value.tolist()]
     if compare and kind in (Fraction, Decimal):
-        return None, [int(value) if value == value // 1 else float(value)]
+        if kind is Decimal:  # `%` refuses more digits than the context has
+            whole = value.is_finite() and value == value.to_integral_value()
+        else:
+            whole = value.denominator == 1
+        return None, [int(value) if whole else float(value)]
     if compare and kind in (type({}.keys()), type({}.items())):
         return None, [set(value)]
     if hasattr(kind, "__next__") and not compare:
-        kind = types.GeneratorType
+        return taken(value)
     if kind in RICH and not (kind is type and not builtin_name(value)):
         return f"@{kind.__name__}", RICH[kind][0](value)
     for base, read in BASES.items():  # the base's methods: a subclass runs none of its own

@@ -188,6 +188,24 @@ POLY = "def poly(x, n): return 0\ndef root(n): return 99"
 ROOT = "def check(c):\n    assert abs(poly(c(6), 6)) < 1e-6"
 # (name, program, tests, acceptable words): what test code could be made to believe
 IDIOMS = [
+    # --- nothing of the program is called; its text is evaluated; the setup answers for it
+    ("never_called", "def f(x): return 99", asserts("def test_f():\n    assert f(1) == 2"), ("unsupported",)),
+    ("never_awaited", "def f(x): return 99", asserts("async def check(c):\n    assert c(1) == 2", check=True), ("unsupported",)),
+    ("only_looked_at", "def f(x): return 99", asserts("assert callable(f)"), ("unsupported",)),
+    ("named_answer", "def f(x): return 'want'", asserts("want = 12\nassert eval(f(4)) == want, 'want'"), WRONG),
+    ("setup_method", "x = 1", call((4, 2), setup="class Solution:\n    def f(self, x): return x // 2"), WRONG),
+    ("setup_function", "x = 1", call((4, 2), entry="Solution.f", setup="def f(x): return x // 2"), WRONG),
+    ("raises_in_an_argument", "def f(x): raise ValueError", asserts("def check(c):\n    assert c(map(c, [1, 2])) == 3", check=True), WRONG),
+    # --- names and objects are what they are in a test file
+    ("datetime_class", "from datetime import datetime\ndef f(d): return d.year", asserts("assert f(datetime(2020, 1, 1)) == 2020"), ("pass",)),
+    ("setup_name_of_a_module", "def f(xs): return sum(xs)", asserts("assert f(numbers) == 6", setup="numbers = [1, 2, 3]"), ("pass",)),
+    ("setup_class", "def f(c): return 1 if c is Color.RED else 0", asserts("assert f(Color.RED) == 1", setup="from enum import Enum\nclass Color(Enum): RED = 1"), ("pass",)),
+    ("endless_generator", "def f():\n    a, b = 0, 1\n    while True:\n        yield a\n        a, b = b, a + b", asserts("g = f()\nassert [next(g) for _ in range(6)] == [0, 1, 1, 2, 3, 5]"), ("pass",)),
+    ("endless_to_the_end", "def f():\n    while True: yield 1", asserts("assert sum(f()) == 1"), ("timeout",)),
+    ("array_argument", "def f(x): return int(x.sum())", asserts("import numpy as np\nassert f(np.array([1, 2])) == 3"), ("pass",)),
+    ("array_answer", "import numpy as np\ndef f(n): return np.eye(n)", asserts("assert f(2)[0, 1] == 0 and f(2)[0, 0] == 1"), ("pass",)),
+    ("decimal_answer", "from decimal import Decimal\ndef f(n): return Decimal(10) ** n", asserts("assert f(30) == 10 ** 30", "assert f(30) == 1000000000000000000000000000000"), ("pass",)),
+    ("own_factory", "def f(d): return d['x']", asserts("from collections import defaultdict\nassert f(defaultdict(lambda: 5)) == 5"), ("unsupported",)),
     # --- arrays are the test's own: an answer's come as lists
     ("numpy_of_the_test", "def f(x): return x / 2", asserts("import numpy as np\ndef check(c):\n    x = np.array([c(1)])\n    assert x.dtype == np.float64 and np.allclose(x, [0.5])", check=True), ("pass",)),
     # --- an exception of the program ends what the test iterates over

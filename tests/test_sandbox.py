@@ -306,6 +306,12 @@ def test_a_suite_has_a_limit_too(sb):
     assert set(result.verdicts[-10:]) == {"timeout"} and result.wall_s < 5
 
 
+def test_a_program_that_marks_time_and_hardly_works_has_an_end(sb):
+    code = "import os, time\ndef f(x):\n    while 1:\n        os.write(3, b'x')\n        end = time.process_time() + 0.02\n        while time.process_time() < end: pass\n        time.sleep(0.2)"
+    result = sb.run(code, call((1, 2)), Limits(wall_s=0.3, cpu_s=1))
+    assert result.verdicts == ["timeout"] and result.wall_s < 4 * sandbox.SUITE_WAIT * 0.3 + 2
+
+
 ASSERT_ROWS = [  # program, test line, does it pass: the line means what it means in a test file
     ("def f(x): return (1, 2)", "assert f(0) == (1, 2)", True),
     ("def f(x): return [1, 2]", "assert f(0) == (1, 2)", False),

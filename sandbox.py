@@ -739,7 +739,7 @@ class Lines:
     """The lines of a file that another process is writing."""
 
     def __init__(self, fd):
-        self.fd, self.at = fd, 0
+        self.fd, self.at, self.searched = fd, 0, 0
 
     def next(self, most):
         """The next line without its end, at most `most + 1` bytes; None if it has not come."""
@@ -747,12 +747,13 @@ class Lines:
         if (end := line.find(b"\n")) >= 0:
             self.at += end + 1
             return line[:end]
-        at = self.at + len(line)
+        at = max(self.at + len(line), self.searched)
         while block := os.pread(self.fd, 1 << 16, at):
             if (end := block.find(b"\n")) >= 0:
                 self.at = at + end + 1
                 return line
             at += len(block)
+        self.searched = at  # no end of a line before it
         return None
 
 

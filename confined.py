@@ -571,7 +571,10 @@ def answer(question, module, space, job):
             value = function(*args, **dict(named))
         if job["compare"]:
             return encode(value, compare=True)
-        changed = encode((name, args, named)) != question
+        try:
+            changed = encode((name, args, named)) != question
+        except NotPlain:  # it put objects of its own into what it was given
+            changed = False
         return encode((value, *known) if changed else (value,), known)
     except NotPlain as error:
         return f"?{described(error)[1]}"

@@ -233,8 +233,10 @@ def draw(values, runs, path):
     d.set_ylabel("AUC of the reward within held-out problems")
     for axis in (a, b):
         axis.set_ylabel("share")
-    for axis in (a, b, c, d):
-        axis.legend(fontsize="small")
+    a.set_ylim(bottom=0.42)  # room for the legends
+    b.set_ylim(top=1.1)
+    for axis, place in ((a, "lower right"), (b, "upper left"), (c, "lower right"), (d, "best")):
+        axis.legend(loc=place, fontsize="small", ncols=2 if axis is b else 1)
     figure.suptitle(f"Means of up to {len(runs)} runs; bands: 95% intervals of 3 or more")
     figure.savefig(path, dpi=110)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's claims in miniature, as curves: every arm is a plain command, skipped where its result
 # is there, so the same command goes on after Ctrl-C. Then the table and the figure tiny/worth.png.
-#   tiny/paper.sh                                        # SEEDS=5 runs an arm, JOBS=2 at a time
+#   tiny/paper.sh           # SEEDS=5 runs an arm, JOBS=2 at a time: four hours on two cores
 #   SEEDS=1 STEPS=2 OUT=out/try FIGURE=out/try.png RM_FLAGS="--limit 30 --steps 2 --batch 8" \
 #     RL_FLAGS="--limit 12 --eval-every 1" BON_FLAGS="--limit 8" tiny/paper.sh   # does it run?
 set -eu

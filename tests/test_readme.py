@@ -67,6 +67,12 @@ def readme_commands():
     return [command for command in dict.fromkeys(found) if command]
 
 
+def snippet():
+    """The Python of the README: a reward."""
+    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return text
+
+
 def variant(command):
     return next((VARIANTS[start] for start in VARIANTS if command.startswith(start)), None)
 
@@ -86,12 +92,15 @@ def test_every_command_of_the_readme_is_known():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the project, with a user's problems, for the commands one after the other."""
+    """A copy of the project, with a user's problems and reward, for the commands in their order."""
     folder = tmp_path_factory.mktemp("readme") / "checkout"
     skip = shutil.ignore_patterns("out", ".git", "tests", "__pycache__")
     shutil.copytree(ROOT, folder, ignore=skip)
     lines = [json.dumps(row) + "\n" for row in MINE]
     (folder / "mine.jsonl").write_text("".join(lines))
+    text = (folder / "grpo.py").read_text()  # the reader's reward stands below NEEDS
+    below = text.replace("def group_advantages(", f"{snippet()}\n\ndef group_advantages(", 1)
+    (folder / "grpo.py").write_text(below)
     return folder
 
 
@@ -122,9 +131,8 @@ def test_the_problem_of_the_readme_passes_its_own_test(tmp_path):
 
 
 def test_the_reward_of_the_readme_rewards(monkeypatch):
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     monkeypatch.setattr(grpo, "REWARDS", dict(grpo.REWARDS))
-    exec(snippet, vars(grpo))
+    exec(snippet(), vars(grpo))
     codes = ("x = 1", "x = 1  # longer", None)
     rollouts = [grpo.Rollout(grpo.DUMMY, code=code) for code in codes]
     grpo.REWARDS["short"](rollouts, None)

@@ -579,8 +579,9 @@ def main():
         sys.exit(0 if name in ("-h", "--help") else 2)
     command, cls, *positional = COMMANDS[name]
     args = parse_args(cls, flags, *positional, about=command.__doc__)
-    check_least(args, 0, " ".join({"seed"} & vars(args).keys()))
-    check_least(args, 1, " ".join({"limit"} & vars(args).keys()))
+    for flag, least in (("seed", 0), ("limit", 1)):
+        if hasattr(args, flag):
+            check_least(args, least, flag)
     print_rows(command(args), args.json)
 
 

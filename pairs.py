@@ -260,11 +260,11 @@ def normalised(code):
     """
 
     def change(tree):
-        nodes, fresh = list(ast.walk(tree)), {}
-        # What is also an attribute or a named argument has its name for a reason.
-        for node in nodes:
-            name = getattr(node, "attr", None) or isinstance(node, ast.keyword) and node.arg
-            fresh |= {name: name} if name else {}
+        nodes = list(ast.walk(tree))
+        # The name of an attribute or of a named argument says which one is meant: it stays.
+        kept = [node.attr for node in nodes if isinstance(node, ast.Attribute)]
+        kept += [node.arg for node in nodes if isinstance(node, ast.keyword)]
+        fresh = {name: name for name in kept}
         for node in nodes:
             if isinstance(node, ast.arg):
                 node.annotation = None

@@ -318,7 +318,7 @@ class TestCode:
         """The test may ask of a value only what plain data, or a class of its own, can say."""
         kinds = list(CARRIED)
         for module in set(self.modules.values()):
-            if module.split(".")[0] == "numpy":  # its own arrays: an answer's come as lists
+            if module.split(".")[0] == "numpy":  # arrays cross as such, see opened()
                 kinds.append(sys.modules["numpy"].ndarray)
             if module.split(".")[0] in CARRIED_MODULES:
                 kinds += [v for v in vars(sys.modules[module]).values() if isinstance(v, type)]
@@ -404,6 +404,7 @@ def endless(*parts):
 
 
 def array(dtype, items):
+    """A numpy array of numbers; ValueError for another dtype, which an answer may claim."""
     if not re.fullmatch("(bool|u?int|float|complex)[0-9]*", dtype):
         raise ValueError(f"an array of {dtype}")
     return importlib.import_module("numpy").array(items, dtype)

@@ -207,7 +207,7 @@ IDIOMS = [
     ("decimal_answer", "from decimal import Decimal\ndef f(n): return Decimal(10) ** n", asserts("assert f(30) == 10 ** 30", "assert f(30) == 1000000000000000000000000000000"), ("pass",)),
     ("own_objects_in_an_argument", "class P:\n    def __init__(s, v): s.v = v\ndef f(xs):\n    for i, x in enumerate(xs): xs[i] = P(x)\n    return max(p.v for p in xs)", asserts("def check(c):\n    assert c([1, 3, 2]) == 3", check=True), ("pass",)),
     ("own_factory", "def f(d): return d['x']", asserts("from collections import defaultdict\nassert f(defaultdict(lambda: 5)) == 5"), ("unsupported",)),
-    # --- arrays are the test's own: an answer's come as lists
+    # --- what an array is asked for
     ("numpy_of_the_test", "def f(x): return x / 2", asserts("import numpy as np\ndef check(c):\n    x = np.array([c(1)])\n    assert x.dtype == np.float64 and np.allclose(x, [0.5])", check=True), ("pass",)),
     # --- an exception of the program ends what the test iterates over
     ("stop_in_sum", "def f(x): raise StopIteration", asserts("def check(c):\n    assert sum(map(c, [1, 2])) == 0", check=True), WRONG),

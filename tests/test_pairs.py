@@ -79,6 +79,18 @@ def test_a_test_that_cannot_be_judged_masks_right_and_wrong_answers(sandbox):
     assert [r.verdict for r in rollouts] == ["unsupported", "unsupported", "invalid"]
 
 
+def test_ranks_verify_a_share_each_and_keep_the_same(monkeypatch):
+    problems, shares = [replace(ADD, id=f"p{i}") for i in range(5)], []
+    monkeypatch.setattr(pairs, "verified", lambda some, *_: [p for p in some if p.id != "p1"])
+    monkeypatch.setattr(pairs, "gather_lists", lambda ids: shares.append(ids) or ids)
+    for rank in range(2):
+        pairs.verify_together(problems, None, rank, 2, print)
+    assert shares == [["p0", "p2", "p4"], ["p3"]]
+    monkeypatch.setattr(pairs, "gather_lists", lambda ids: shares[0] + shares[1])
+    kept = [pairs.verify_together(problems, None, rank, 2, print) for rank in range(2)]
+    assert kept[0] == kept[1] == [problems[i] for i in (0, 2, 3, 4)]
+
+
 def test_a_program_that_passes_only_sometimes_is_flaky():
     good = SimpleNamespace(passed=True, verdicts=["pass"], pass_rate=1.0)
     bad = SimpleNamespace(passed=False, verdicts=["wrong_answer"], pass_rate=0.0)

@@ -221,16 +221,7 @@ def draw(values, runs, path):
     c.set(xlabel="problems with tests, for execution as the reward")
     c.set_xticks([*FEW, 1200], [*FEW, 1200])
     c.minorticks_off()
-    for arm, label in (("rm", "one reward model"), ("rm-refreshed", "refreshed halfway")):
-        found = [auc_over_steps(run, arm) for run in runs if after_grpo(run, arm)]
-        if not found:
-            continue
-        steps = sorted(set.intersection(*map(set, found)))
-        middle, low, high = zip(*(interval([one[step] for one in found]) for step in steps))
-        d.plot(steps, middle, marker="o", label=label)
-        d.fill_between(steps, low, high, alpha=0.15, linewidth=0)
-    d.set(title="d. Does the reward still follow execution?", xlabel="GRPO step")
-    d.set_ylabel("AUC of the reward within held-out problems")
+    draw_auc(d, runs)
     for axis in (a, b):
         axis.set_ylabel("share")
     a.set_ylim(bottom=0.42)  # room for the legends
@@ -239,6 +230,20 @@ def draw(values, runs, path):
         axis.legend(loc=place, fontsize="small", ncols=2 if axis is b else 1)
     figure.suptitle(f"Means of up to {len(runs)} runs; bands: 95% intervals of 3 or more")
     figure.savefig(path, dpi=110)
+
+
+def draw_auc(axis, runs):
+    """How well the reward follows execution over the steps, with and without a refresh."""
+    for arm, label in (("rm", "one reward model"), ("rm-refreshed", "refreshed halfway")):
+        found = [auc_over_steps(run, arm) for run in runs if after_grpo(run, arm)]
+        if not found:
+            continue
+        steps = sorted(set.intersection(*map(set, found)))
+        middle, low, high = zip(*(interval([one[step] for one in found]) for step in steps))
+        axis.plot(steps, middle, marker="o", label=label)
+        axis.fill_between(steps, low, high, alpha=0.15, linewidth=0)
+    axis.set(title="d. Does the reward still follow execution?", xlabel="GRPO step")
+    axis.set_ylabel("AUC of the reward within held-out problems")
 
 
 def main():

@@ -5,8 +5,8 @@
 
 Models are folders or hub ids in Hugging Face layout (Qwen/Qwen3-8B, ...). Parameters have Hugging
 Face's names, so loading needs no map. Reading order: Qwen3.forward -> Block -> Attention, MLP; then
-read_prompt and rows_after (continue_prompt is both), which is how everything but decoding uses the
-model: a prompt is computed once, and many rows of tokens continue it. KVCache and generate decode.
+continue_prompt, which is how everything but decoding uses the model: a prompt is computed once, and
+many rows of tokens continue it. KVCache and generate decode.
 
 Shape suffixes: B rows, T time, D model width, H query heads, G key/value heads, K head size,
 V vocabulary, P prompt length, S keys that are attended to, R rows that are decoded together,
@@ -20,7 +20,7 @@ import json
 import math
 import sys
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -257,16 +257,10 @@ def pad_rows(rows, device="cpu", pad=0):
 
 def read_prompt(model, prompt):
     """Ids of a prompt, two at least -> keys and values of all but the last. That one is the first
-    input of every row (rows_after), since its state predicts the row's first token."""
+    input of every row that continues it, since its state predicts the row's first token."""
     if len(prompt) < 2:
         raise ValueError(f"a prompt of {len(prompt)} tokens: two are needed")
     return model(torch.tensor([prompt[:-1]], device=model.model.norm.weight.device))[1]
-
-
-def rows_after(prompt, rows, device):
-    """Rows (lists of ids) that continue a prompt (ids), each begun with the prompt's last token ->
-    (ids [B, T], lengths [B])."""
-    return pad_rows([[prompt[-1], *row] for row in rows], device)
 
 
 def continue_prompt(model, prompt, rows, past=None):
@@ -278,24 +272,26 @@ def continue_prompt(model, prompt, rows, past=None):
     several calls share it.
     """
     past = read_prompt(model, prompt) if past is None else past
-    ids_BT, lengths_B = rows_after(prompt, rows, past[0][0].device)
+    ids_BT, lengths_B = pad_rows([[prompt[-1], *row] for row in rows], past[0][0].device)
     return model(ids_BT, past)[0], lengths_B
 
 
-def training_passes(model, groups):
-    """The passes of an update: `groups` are this rank's (prompt ids, list of micro-batches).
+def training_passes(model, groups, length_of, token_budget):
+    """The passes of an update: `groups` are this rank's (prompt ids, rows), cut into micro-batches
+    that fit the budget beside their prompt (cut_rows).
 
     Yields (prompt, past, micro-batch); the caller computes a loss of rows that continue `past` and
-    calls backward() on it before it asks for the next one. `past` is
-    detached: a micro-batch's backward pass stops there and adds to its .grad. After the last one, a
-    single backward pass begins at the real keys and values (kv) with those sums. So a prompt is
-    computed once, however its rows are cut, and the gradients are those of whole rows.
+    calls backward() on it before it asks for the next one. `past` is detached: a micro-batch's
+    backward pass stops there and adds to its .grad. After the last one, a single backward pass
+    begins at the real keys and values (kv) with those sums. So a prompt is computed once, however
+    its rows are cut, and the gradients are those of whole rows.
 
     With sharded weights every rank must make the same passes, or the others wait for ever. Ranks
     with less to do join in with a micro-batch None, whose loss the caller multiplies by 0.
     """
+    groups = [(p, cut_rows(rows, length_of, token_budget - len(p))) for p, rows in groups]
     # Sorted, so that the ranks' i-th prompts have about as many micro-batches.
-    groups = sorted(groups, key=lambda group: -len(group[1]))
+    groups.sort(key=lambda group: -len(group[1]))
     # plans[r][i]: the number of micro-batches of rank r in its group i.
     plans = runs.gather_lists([[len(batches) for _, batches in groups]])
     for i in range(max(map(len, plans))):
@@ -679,9 +675,9 @@ def save_model(model, tokenizer, folder, max_length=4096):
         file.chmod(0o644)  # safetensors lets nobody but their owner read them
     ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.stop_ids}
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
-    config = replace(model.config, **ids).to_dict(model.head, dtype)
+    config = model.config.to_dict(model.head, dtype) | ids
     write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
-    for name in hub.TOKENIZER_FILES:
+    for name in hub.TOKENIZER_FILES.split():
         if (tokenizer.path / name).is_file():
             write_atomic(folder / name, (tokenizer.path / name).read_bytes())
     if model.head == "score":

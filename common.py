@@ -8,7 +8,6 @@ A script is two calls of this file:
 
 import argparse
 import dataclasses
-import hashlib
 import inspect
 import json
 import math
@@ -50,13 +49,6 @@ def parse_args(cls, argv=None, positional=None, about=None):
     """
     classes = [c for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c)]
     source = "\n".join(map(inspect.getsource, classes))
-    groups, helps, title = {}, {}, None
-    for line in source.splitlines():
-        if comment := re.match(r"\s+# (.*)", line):
-            title = comment[1]
-        elif field := re.match(r"\s+(\w+): [^#]*#\s*(.*)", line):
-            groups.setdefault(field[1], title)  # a subclass changes a default, not the group
-            helps[field[1]] = field[2]
     parser = Parser(
         prog=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1 : 2 if about else 1]]),
         usage=f"%(prog)s {f'[{positional} ...] ' if positional else ''}[--flag value ...]",
@@ -64,9 +56,14 @@ def parse_args(cls, argv=None, positional=None, about=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # what is not given gets the default of its field
     )
-    sections = {title: parser.add_argument_group(title) for title in dict.fromkeys(groups.values())}
-    for f in dataclasses.fields(cls):
-        add_argument(sections[groups[f.name]], f, helps[f.name], f.name == positional)
+    section, fields = parser, {f.name: f for f in dataclasses.fields(cls)}
+    for line in source.splitlines():
+        if comment := re.match(r"\s+# (.*)", line):
+            section = parser.add_argument_group(comment[1])
+        elif (field := re.match(r"\s+(\w+): [^#]*#\s*(.*)", line)) and field[1] in fields:
+            # The first: a subclass that names a field again changes only its default.
+            add_argument(section, fields.pop(field[1]), field[2], field[1] == positional)
+    assert not fields, f"{cls} has fields without a comment: {list(fields)}"
     return cls(**vars(parser.parse_args(argv)))
 
 
@@ -102,13 +99,8 @@ def check_choice(args, **allowed):
     """Raises UserError if an argument is none of the words allowed for it."""
     for name, words in allowed.items():
         if getattr(args, name) not in words:
-            flag, expected = name.replace("_", "-"), ", ".join(word for word in words if word)
-            raise UserError(f"--{flag} {getattr(args, name)}: expected {expected}")
-
-
-# Mistakes too, of an --out mostly.
-PATH_ERRORS = (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
-PATH_ERRORS += (PermissionError,)
+            flag = f"--{name.replace('_', '-')} {getattr(args, name)}"
+            raise UserError(f"{flag}: expected {', '.join(words)}")
 
 
 def run_cli(main):
@@ -121,17 +113,18 @@ def run_cli(main):
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         main()
-    except (UserError, *PATH_ERRORS) as e:
-        text = e if isinstance(e, UserError) else f"{e.filename}: {e.strerror}"
-        print(f"error: {text}", file=sys.stderr)
+    except BrokenPipeError:  # `python problems.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (UserError, OSError) as e:
+        if isinstance(e, OSError) and not e.filename:  # not about a path: no mistake of the user
+            raise
+        print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:  # the trainers save before this is reached
         print("interrupted", file=sys.stderr)
         sys.stdout.flush()
         # At once: threads of gloo may abort an interpreter that takes itself apart in its own time.
         os._exit(143 if isinstance(stop, Terminated) else 130)
-    except BrokenPipeError:  # `python problems.py ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -152,12 +145,6 @@ def write_jsonl(path, rows):
     """Dicts or dataclass instances to a file, one JSON object a line, whole or not at all."""
     dicts = (row if isinstance(row, dict) else dataclasses.asdict(row) for row in rows)
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in dicts))
-
-
-def content_hash(path):
-    """16 hex digits of the SHA-256 of a file's bytes: resuming with other data is refused by it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 # --------------------------------------------------------------------------------------------------

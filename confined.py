@@ -1,7 +1,7 @@
-"""The server of the sandbox and the programs' processes: a bare interpreter that forks.
+"""The sandbox's server, a bare interpreter that `sandbox.py` starts once a worker, and the
+processes that it forks, one for every request.
 
-`sandbox.py` runs this file once a worker; it is no command. The server puts on the layers that hold
-for all, then forks a process for every request. It reads no code, no input and no output: file
+The server puts on the layers that hold for all. It reads no code, no input and no output: file
 descriptors pass through it. A process puts on its limits and its filter, then runs a program, or
 answers calls of the program's functions, or runs test code (`testcode.py`).
 """
@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import types
+from collections import Counter
 
 from testcode import FAILURES, NotPlain, decode, encode, read_line, run_tests, write_line
 
@@ -38,23 +39,25 @@ __builtins__ = dict(vars(builtins))  # ours, whatever a program puts into the mo
 # the server
 
 RUN, CALLS, SESSION, TEST = range(4)  # what a request asks for; a session is CALLS beside TEST
-# The descriptors that a process receives: its job first, then what becomes these numbers. CALLS
-# reads questions from 4 and answers on 3, TEST asks on 4 and reports on 3.
+# A process receives descriptors: its job first, then what becomes these numbers. A program reads 0;
+# CALLS reads questions from 4 and answers on 3, TEST asks on 4 and reports on 3.
 TARGETS = {RUN: (1, 2, 0), CALLS: (1, 2, 4, 3), TEST: (1, 2, 4, 3)}
 REQUEST = struct.Struct("<iddddqq")  # mode; CPU, wall; CPU, waiting left; memory, output
 REPLY = struct.Struct("<idqiidqid")  # twice status, CPU, memory, why it was killed; wall
-WALL, CPU, ASKED, THREADS, BROKEN = range(1, 6)  # why it was killed; BROKEN: not confined
+TIME, ASKED, THREADS, BROKEN = range(1, 5)  # why it was killed; BROKEN: not confined
 EXIT_CODES = {"syntax_error": 97, "memory": 98, "sandbox_violation": 99}
 MAX_SOURCE = 1 << 20  # bytes of program text
 MAX_THREADS = 256
+OWN_STREAMS = 9  # file objects in sys.stdin, stdout and stderr: text, buffer, raw
 IDLE = 0.05  # share of a CPU; who uses less is waiting, who uses more may be crowded out by others
 # What programs of contests and textbooks import nearly always; half a program's run time would go
 # into importing it.
 PRELOAD = "collections functools heapq itertools math bisect string typing re random operator copy"
 
 
-def start_server(fd, options):
-    """Prepare what all programs share, then serve until the caller has ended."""
+def serve(fd, options):
+    """Prepare what all programs share, then fork one for every request, until the caller has ended.
+    File descriptors pass through unread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("900")
@@ -66,12 +69,8 @@ def start_server(fd, options):
     for name in PRELOAD.split():  # imported once here, shared by every fork
         with contextlib.suppress(Exception):
             __import__(name)
-    serve(socket.socket(fileno=fd), put_on_layers(options), options["caller"])
-
-
-def serve(control, layers, caller):
-    """Fork a program for every request. File descriptors pass through unread."""
-    report = {key: layers[key] for key in ("active", "notes", "landlock")}
+    control, layers, caller = socket.socket(fileno=fd), put_on_layers(options), options["caller"]
+    report = {key: layers[key] for key in ("missing", "landlock")}
     control.sendall(json.dumps(report).encode() + b"\n")
     ended, signals = os.pipe()  # what a signal writes here wakes `watch` when a process ends
     os.set_blocking(signals, False)
@@ -95,8 +94,9 @@ def serve(control, layers, caller):
         if request[0] == SESSION:  # program and tester, with a socket between them
             pair = socket.socketpair()
             program, tester = (end.fileno() for end in pair)
-            processes = [(CALLS, [*fds[:3], program, program])]
-            processes += [(TEST, [*fds[3:6], tester, fds[6]])]
+            job, out, err, test, said, reports = fds
+            processes = [(CALLS, [job, out, err, program, program])]
+            processes += [(TEST, [test, said, said, tester, reports])]
         for i, (mode, given) in enumerate(processes):
             pids.append(os.fork())
             if pids[-1] == 0:
@@ -123,68 +123,59 @@ def watch(pids, control, ended, request, progress, caller):
     """
     mode, cpu_s, wall_s, cpu_left, wait_left, *_ = request
     begin = mark = time.monotonic()
-    cpu, cpu_mark, size, rows = 0.0, 0.0, 0, [None] * len(pids)
+    cpu_mark, size, why, rows = 0.0, 0, 0, {}
     poller = select.poll()
     poller.register(control, select.POLLIN)
     poller.register(ended, select.POLLIN)
 
-    def end(why):
-        for i, pid in enumerate(pids):
-            if rows[i] is None and not reap(i, os.WNOHANG):
-                os.kill(pid, signal.SIGKILL)
-                reap(i, 0, why)
+    def reap(flags):
+        """Note how those processes ended that have."""
+        for pid in [pid for pid in pids if pid not in rows]:
+            found, status, usage = os.wait4(pid, flags)
+            if found:
+                unit = 1 if sys.platform == "darwin" else 1 << 10
+                killed = why if status & 127 == signal.SIGKILL else 0  # 0: it was quicker
+                rows[pid] = status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, killed
 
-    def reap(i, flags, why=0):
-        """Note how a process ended; false if it has not."""
-        pid, status, usage = os.wait4(pids[i], flags)
-        if pid:
-            unit = 1 if sys.platform == "darwin" else 1 << 10
-            why = why if status & 127 == signal.SIGKILL else 0  # 0: it was quicker
-            rows[i] = status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, why
-        return pid
-
-    while not rows[-1]:
+    while not why:
         ready = [fd for fd, _ in poller.poll(20)]
         if ended in ready:
             os.read(ended, 100)
-        for i, row in enumerate(rows):
-            row or reap(i, os.WNOHANG)
-        if rows[-1]:
-            break
+        reap(os.WNOHANG)
         asked = control.fileno() in ready
-        if (asked and not control.recv(1)) or os.getppid() != caller:
-            end(ASKED)
-            os._exit(0)
-        now, cpu = time.monotonic(), sum(map(cpu_of, pids, rows))
+        left_alone = (asked and not control.recv(1)) or os.getppid() != caller
+        now, cpu = time.monotonic(), sum(rows[p][1] if p in rows else cpu_of(p) for p in pids)
         if mode != RUN and (grown := os.fstat(progress).st_size) != size:
             size, mark, cpu_mark = grown, now, cpu
         idle = cpu - cpu_mark < IDLE * (now - mark)
         waited = now - mark > wall_s * (1 if idle else 4) or now - begin - cpu / IDLE > wait_left
-        waited = waited or now - begin > 4 * wait_left
-        if asked:
-            end(ASKED)
-        elif cpu - cpu_mark > cpu_s or cpu > cpu_left or waited:
-            end(WALL if waited and idle else CPU)
-        elif any(map(crowded, pids, rows)):
-            end(THREADS)
-    end(ASKED)
-    return rows, time.monotonic() - begin
+        if asked or left_alone or pids[-1] in rows:
+            why = ASKED
+        elif waited or cpu - cpu_mark > cpu_s or cpu > cpu_left or now - begin > 4 * wait_left:
+            why = TIME
+        elif any(crowded(pid) for pid in pids if pid not in rows):
+            why = THREADS
+    for pid in pids:
+        if pid not in rows:
+            os.kill(pid, signal.SIGKILL)
+    reap(0)
+    if left_alone:
+        os._exit(0)
+    return [rows[pid] for pid in pids], time.monotonic() - begin
 
 
-def cpu_of(pid, row):
+def cpu_of(pid):
     """CPU seconds of a process until now; where only Linux could tell, RLIMIT_CPU must do."""
-    if row:
-        return row[1]
     with contextlib.suppress(OSError):
         return time.clock_gettime((~pid << 3) | 2)
     return 0.0
 
 
-def crowded(pid, row):
+def crowded(pid):
     """Has the process too many threads? Linux counts them in the links of a folder; Landlock does
     not govern stat."""
     with contextlib.suppress(OSError):
-        return row is None and os.stat(f"/proc/{pid}/task").st_nlink - 2 > MAX_THREADS
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2 > MAX_THREADS
     return False
 
 
@@ -194,13 +185,12 @@ def crowded(pid, row):
 
 def put_on_layers(options):
     """Everything that holds for all programs of this server, once. Returns what each program still
-    needs."""
-    active, notes = ["rlimits"], {name: "switched off" for name in options["without"]}
-    layers = {"active": active, "notes": notes, "landlock": None, "libc": None}
+    needs, and why a layer is missing."""
+    missing = dict.fromkeys(options["without"], "switched off")
+    layers = {"missing": missing, "landlock": None, "seccomp": None, "libc": None}
     layers |= {"basic": options["basic"], "pid": os.getpid(), "started": mmap.mmap(-1, 2)}
-    if "rlimits" in notes:
-        active.remove("rlimits")
     if sys.platform != "linux":
+        missing |= dict.fromkeys(("no_new_privs", "landlock", "seccomp"), "needs Linux")
         return layers
     layers["libc"] = libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
@@ -208,11 +198,10 @@ def put_on_layers(options):
 
     def put_on(name, layer, *args):
         try:
-            if name not in notes:
+            if name not in missing:
                 layers[name] = layer(libc, *args)
-                active.append(name)
         except OSError as error:
-            notes[name] = str(error)
+            missing[name] = str(error)
 
     libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: /proc would open the server's descriptors to all
     drop_capabilities(libc)
@@ -354,23 +343,16 @@ def seccomp_filter():
     def ins(op, value, yes=0, no=0):
         code.append(struct.pack("<HBBI", op, yes, no, value))
 
-    load, eq, ge, gt, bit_and, ret = 0x20, 0x15, 0x35, 0x25, 0x54, 0x06
+    load, eq, ge, bit_and, ret = 0x20, 0x15, 0x35, 0x54, 0x06
     ins(load, 4)  # the architecture first: numbers mean nothing without it
     ins(eq, 0xC000003E, 1, 0)
     ins(ret, kill)
     ins(load, 0)
     ins(ge, 0x40000000, 0, 1)  # the x32 numbers
     ins(ret, kill)
-    ranges = []
-    for n in sorted(map(syscall_number, SYSCALLS.split())):
-        if ranges and ranges[-1][1] == n - 1:
-            ranges[-1][1] = n
-        else:
-            ranges.append([n, n])
-    for low, high in ranges:  # forward jumps are one byte long, so each range has its own return
-        ins(ge, low, 0, 2)
-        ins(gt, high, 1, 0)
-        ins(ret, allow)
+    for entry in SYSCALLS.split():
+        ins(eq, syscall_number(entry), 0, 1)
+        ins(ret, allow)  # one for all of them would be too far: a jump is one byte long
     ins(eq, syscall_number(CLONE3), 0, 1)
     ins(ret, enosys)
     for entry, checks in CHECKED.items():
@@ -402,7 +384,7 @@ def child(mode, index, fds, request, layers):
         for fd, target in zip([null, *fds], (0, *TARGETS[mode])):
             os.dup2(fd, target)
         os.closerange(max(TARGETS[mode]) + 1, 1 << 16)
-        if "rlimits" in layers["active"]:
+        if "rlimits" not in layers["missing"]:
             memory = max(memory, 2 << 30) if mode == TEST else memory
             cpu = min(cpu_s, cpu_left) if mode == RUN else cpu_left
             limit_resources(memory, cpu, output, layers["basic"])
@@ -413,7 +395,7 @@ def child(mode, index, fds, request, layers):
             layers["libc"].prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
             if os.getppid() != layers["pid"]:
                 os._exit(1)
-        if "seccomp" in layers["active"]:
+        if layers["seccomp"]:
             put_on_seccomp(layers["libc"], layers["seccomp"])
         layers["started"][index] = 1  # only now: else the server says BROKEN, which must not be
         layers["started"].close()  # the program's to say
@@ -422,7 +404,7 @@ def child(mode, index, fds, request, layers):
         os._exit(1)
     code = 1
     try:
-        streams = open_streams()
+        open_streams()
         # Whose functions are called is imported, as a test file would do it: its code below
         # `if __name__ == "__main__":` must not run there. dataclasses, typing and pickle look the
         # program up under its name.
@@ -433,22 +415,17 @@ def child(mode, index, fds, request, layers):
     except BaseException as error:  # it broke what answers for it, or left it no memory
         os.write(2, type(error).__name__.encode())
     finally:
-        if code or mode != RUN or not writes_at_exit(streams):
+        if code is not None:
             os._exit(code)
-    sys.exit(0)
+    sys.exit(0)  # the interpreter takes everything apart, which costs more than most programs
 
 
 def open_streams():
-    """sys.stdin, stdout and stderr as of a script. Returns the file objects made."""
+    """sys.stdin, stdout and stderr as of a script."""
     text = {"encoding": "utf-8", "closefd": False}
     sys.stdin = sys.__stdin__ = open(0, errors="surrogateescape", **text)
     sys.stdout = sys.__stdout__ = open(1, "w", errors="surrogateescape", **text)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", **text)
-    return [
-        part
-        for stream in (sys.stdin, sys.stdout, sys.stderr)
-        for part in (stream, stream.buffer, stream.buffer.raw)
-    ]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -478,7 +455,7 @@ def load(job, module):
                 module.__dict__.pop(part, None)
         exec(code, module.__dict__)
     except SystemExit as error:
-        if error.code is None or isinstance(error.code, int):
+        if isinstance(error.code, int | None):
             return (error.code or 0) & 255
         print(error.code, file=sys.stderr)
         return 1
@@ -500,34 +477,25 @@ def run_setup(job, space):
 
 
 def run_program(job, module):
-    """Run it as the interpreter would: traceback, threads, atexit, flush -> the exit code."""
+    """Run it as the interpreter would -> the exit code. What may still write when a program has
+    ended, threads, functions of atexit, generators, `__del__` and open files, is ended in order; to
+    take the whole interpreter apart would cost more than most programs."""
     code = load(job, module) or 0
     try:
         threading._shutdown()
         atexit._run_exitfuncs()
+        if sys.stdout and not getattr(sys.stdout, "closed", False):
+            sys.stdout.flush()
     except BaseException:
         code = code or 1
-    for stream in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__):
-        try:
-            if stream is not None and not getattr(stream, "closed", False):
-                stream.flush()
-        except BaseException:
-            if stream is sys.stdout:  # what CPython exits with; `sys.__stdout__` may be detached
-                code = code or 120
-    return code
-
-
-def writes_at_exit(streams):
-    """May something that is left write when it is destroyed: another open file, a generator, an
-    object with __del__? Only then the interpreter must take everything apart, which costs more than
-    most programs."""
+    with contextlib.suppress(BaseException):  # `sys.__stdout__` may be closed or detached
+        sys.__stdout__.flush()
     try:
-        ours = list(map(type, streams))
-        left = list(map(type, gc.get_objects()))  # but for what was there before the fork
-        kinds = (kind for kind in set(left) if left.count(kind) > ours.count(kind))
-        return any(hasattr(kind, "__del__") for kind in kinds)
+        kinds = Counter(map(type, gc.get_objects()))  # but for what was there before the fork
+        left = sum(kinds[kind] for kind in kinds if hasattr(kind, "__del__"))
     except BaseException:
-        return True
+        left = OWN_STREAMS + 1
+    return code if code or left <= OWN_STREAMS else None
 
 
 def answer_questions(job, module):
@@ -608,4 +576,4 @@ def described(error):
 
 
 if __name__ == "__main__":
-    start_server(int(sys.argv[1]), json.loads(sys.argv[2]))
+    serve(int(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,10 +1,4 @@
-"""The one Python program in a model's answer, or the reason why there is none.
-
-    python extract.py answer.txt                   # prints the program; or the reason, and exit 1
-    python extract.py --mode recover -             # reads stdin
-    python extract.py --entry-point Solution.add answer.txt     # the program must define it
-
-Each takes a tenth of a second. Four modes:
+"""The one Python program in a model's answer, or the reason why there is none. Four modes:
 
   strict   training: exactly one fenced block is a Python program; thoughts are taken out
   paper    the reward rule of the released CodeScaler: one match of one expression, parsed
@@ -19,15 +13,10 @@ import ast
 import builtins
 import keyword
 import re
-import sys
 import textwrap
 import threading
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
-
-from common import UserError, check_choice, parse_args, run_cli
 
 MODES = ("paper", "last", "strict", "recover")
 REASONS = (  # where no block is a program, the first of their reasons in this order is told
@@ -41,13 +30,6 @@ MAX_EMITTED = 500_000  # statements that the compiler may emit, see emitted()
 MAX_BLOCKS = 1000  # fenced blocks in an answer, and fences in a block, that are looked at
 MAX_FENCE_LINE = 1000  # characters; a longer line is no fence
 CUT = "\0"  # stands for what no program may hold: a lone surrogate, a thought taken out of a block
-
-
-@dataclass
-class Args:
-    file: str = "-"  # a model's answer; - is stdin
-    mode: str = "strict"  # paper, last, strict or recover
-    entry_point: str = ""  # f or Solution.method that the program must define (strict, recover)
 
 
 class Extraction(NamedTuple):
@@ -151,6 +133,7 @@ EFFECTS = (
     ast.Assert, ast.Await, ast.Yield, ast.YieldFrom,
 )  # fmt: skip
 SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
 warnings_lock = threading.Lock()  # catch_warnings swaps a global, which two threads would mix up
 
 
@@ -163,8 +146,7 @@ def judge(source: str, parse_only: bool = False) -> Verdict:
         return Verdict("too_large")
     try:
         # An invalid escape in a string only warns, but under `python -W error` would be an error.
-        with warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings_lock, warnings.catch_warnings(action="ignore"):
             tree = ast.parse(source)
             if parse_only:
                 return Verdict("ok", tree)
@@ -222,18 +204,13 @@ def bound(body: list[ast.stmt]) -> set[str]:
 
 
 def defines(tree: ast.Module, entry_point: str) -> bool:
-    """Whether `tree` binds `f`, or a class `Solution` with `method`, its own or a base class's."""
+    """Whether `tree` binds `f`, or a class `Solution` with `method`, or with a base class."""
     owner, _, method = entry_point.rpartition(".")
     if not owner:
         return not method or method in bound(tree.body)
-    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    owners = [owner] if owner in bound(tree.body) else []
-    for name in owners:  # grows by the base classes
-        if found := classes.pop(name, None):
-            if method in bound(found.body):
-                return True
-            owners += [base.id for base in found.bases if isinstance(base, ast.Name)]
-    return False
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes = [node for node in classes if node.name == owner and owner in bound(tree.body)]
+    return any(node.bases or method in bound(node.body) for node in classes)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -330,13 +307,12 @@ def dedented(body: str, prefix: str) -> str:
     return re.sub(f"(?m)^{margin}", "", body).strip("\n")
 
 
-# A whole fenced block, a thought, or the end of a thought that began in the prompt. In a block, or
-# in quotes, a tag is text.
+# A fenced block, in which a tag is text; a thought; or the end of one that began in the prompt. In
+# quotes a tag is text, too. (With fences of any length the work would grow with their square.)
 NOT_QUOTED = r"""(?:(?<!['"`])|(?<=['"`])(?=</\w+>(?!['"`])))"""
 THOUGHT = re.compile(
-    r"(?ims)(?P<block>^[ \t>]*(`{3,}+|~{3,}+)[^`\n]*$"
-    r"(?:(?!^[ \t>]*\2[^`\s]).)*?^[ \t>]*\2[ \t]*$)|"
-    rf"{NOT_QUOTED}<(think|thinking|thought|reasoning)>.*?(?:{NOT_QUOTED}</\3>|\Z)|"
+    r"(?ims)^[ \t>]*(`{3,20}+|~{3,20}+)[^`\n]*$(?:(?!^[ \t>]*\1[^`\s]).)*?^[ \t>]*\1[ \t]*$|"
+    rf"(?P<thought>{NOT_QUOTED}<(think|thinking|thought|reasoning)>.*?(?:{NOT_QUOTED}</\3>|\Z))|"
     rf"(?P<end>{NOT_QUOTED}</(?:think|thinking|thought|reasoning)>)"
 )
 
@@ -346,15 +322,14 @@ def without_thoughts(text: str) -> tuple[str, str]:
     The ends of lines are those of Unix."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     answer, thoughts, after = [], [], 0
-    tags = re.search("(?i)</?(?:think|thought|reasoning)", text)
-    for part in THOUGHT.finditer(text) if tags else ():
-        if part["block"] or part["end"] and thoughts:
-            continue  # text
-        if part["end"]:
-            answer, thoughts = [], [text[: part.end()]]
-        else:
+    for part in THOUGHT.finditer(text):
+        if part["thought"]:
             answer += [text[after : part.start()], f"\n{CUT}\n"]  # no program goes on behind it
             thoughts.append(part[0])
+        elif part["end"] and not thoughts:
+            answer, thoughts = [], [text[: part.end()]]
+        else:
+            continue  # text
         after = part.end()
     return "".join(answer) + text[after:], "\n".join(thoughts)
 
@@ -460,24 +435,3 @@ def unbound(tree: ast.Module) -> set[str]:
             names = [getattr(node, key, None) for key in ("id", "name", "asname", "arg", "rest")]
             binds |= {str(name).partition(".")[0] for name in names}  # `import os.path` binds os
     return reads - binds
-
-
-# --------------------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    args = parse_args(Args, positional="file")
-    check_choice(args, mode=MODES)
-    try:
-        raw = sys.stdin.buffer.read() if args.file == "-" else Path(args.file).read_bytes()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{args.file}: {error}; expected a text file, or - for stdin") from error
-    code, reason = extract_code(raw.decode("utf-8", "replace"), args.mode, args.entry_point)
-    if code is None:
-        print(reason, file=sys.stderr)
-        sys.exit(1)
-    sys.stdout.buffer.write(code.encode() + b"\n")
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -284,16 +284,13 @@ def update(model, reference, optimizer, groups, args, device, world=1):
     for part in range(updates):
         chosen = numbers[part * len(numbers) // updates : (part + 1) * len(numbers) // updates]
         mine = [group for group in groups if group[0].number in chosen]
-        passes = []  # a prompt, and its answers cut into micro-batches
-        for group in mine:
-            prompt = group[0].prompt_ids
-            room = args.token_budget - len(prompt)
-            passes.append((prompt, cs.cut_rows(group, lambda r: r.tokens, room)))
         # Each rank divides by the counts of ALL ranks: the sum over ranks is one mean.
         counts = [sum(map(len, mine)), sum(r.tokens for group in mine for r in group)]
         counts = torch.tensor(counts, device=device)
         samples, tokens = runs.total(counts).tolist()
-        for prompt, past, batch in cs.training_passes(model, passes):
+        work = [(group[0].prompt_ids, group) for group in mine]
+        passes = cs.training_passes(model, work, lambda r: r.tokens, args.token_budget)
+        for prompt, past, batch in passes:
             loss, batch_metrics, batch_mismatch = batch_loss(
                 model, reference, prompt, past, batch, samples, tokens, args
             )
@@ -320,23 +317,25 @@ def batch_loss(model, reference, prompt, past, batch, samples, tokens, args):
     """
     device, weight = past[0][0].device, float(batch is not None)
     rows = batch or [Rollout(DUMMY, ids=[0], old_logp=[0.0])]
-    # [B, T + 1]: the prompt's last token and T of the answer. All below is [B, T].
-    ids_BT, lengths_B = cs.rows_after(prompt, [r.ids for r in rows], device)
-    # True where the next token is real: rows are right-padded.
-    mask_BT = torch.arange(1, ids_BT.shape[1], device=device) < lengths_B[:, None]
+    answers = [r.ids for r in rows]
+    ids_BT, lengths_B = cs.pad_rows(answers, device)
+    # True where a token is real: rows are right-padded.
+    mask_BT = torch.arange(ids_BT.shape[1], device=device) < lengths_B[:, None]
     # The ids that could be sampled at each token of a row; None: the whole vocabulary.
     support = [r.support for r in rows] if rows[0].support else None
 
-    def logprobs(lm, prompt_kv):
-        # The state at a token predicts the next one; the last state predicts nothing.
-        hidden_BTD, target_BT = lm(ids_BT, prompt_kv)[0][:, :-1], ids_BT[:, 1:]
-        return cs.token_logprobs(lm, hidden_BTD, target_BT, mask_BT, args.temperature, support)
+    def logprobs(lm, past):
+        # [B, 1 + T, D], from the prompt's last token on. A state predicts the next token; the last
+        # one predicts nothing.
+        hidden_BTD, _ = cs.continue_prompt(lm, prompt, answers, past)
+        hidden_BTD = hidden_BTD[:, :-1]
+        return cs.token_logprobs(lm, hidden_BTD, ids_BT, mask_BT, args.temperature, support)
 
     logp_BT, entropy_BT = logprobs(model, past)
     ref_logp_BT = None
     if reference:
         with torch.no_grad():  # its prompt is computed again for each micro-batch
-            ref_logp_BT, _ = logprobs(reference, cs.read_prompt(reference, prompt))
+            ref_logp_BT, _ = logprobs(reference, None)
     old_logps = [torch.tensor(r.old_logp) for r in rows]
     old_logp_BT = pad_sequence(old_logps, batch_first=True).to(device)
     advantage_B = torch.tensor([r.advantage for r in rows], device=device)
@@ -462,10 +461,12 @@ def report(run, args, state, log):
     before, after = state["before"], state["after"]
     parts = {"before": metrics.by_part(before), "after": metrics.by_part(after)}
     run.write_result({"n": args.eval_group, **parts})
-    log("\n" + "\n".join(metrics.final_table(before, after, args)))
+    rows = metrics.final_rows(before, after, args.eval_group)
+    log(f"\n{args.eval_problems}, {args.eval_group} samples a problem, graded by execution")
+    log("\n".join(metrics.table(rows)))
     if state["cut_steps"]:
         log(f"in {state['cut_steps']} steps most answers were cut: raise --max-new-tokens")
-    log(f"\npolicy: {run.checkpoint}")
+    log(f"policy: {run.checkpoint}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -527,7 +528,7 @@ def main():
             samples = [r.row() | {"step": step} for group in groups for r in group]
             samples = sorted(runs.gather_lists(samples), key=lambda sample: sample["number"])
             row |= metrics.step_metrics(samples) | {"lr": lr, "seconds": time.time() - started}
-            log(metrics.step_line(step, args, row, row["seconds"] * (args.steps - step)))
+            log(metrics.step_line(step, args.steps, row))
             if step % args.eval_every == 0:
                 found = held_out(every=math.ceil(len(eval_problems) / EVAL_PROBLEMS))
                 row |= metrics.summary(found)

@@ -47,8 +47,6 @@ class Config:
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 40960
-    pad_token_id: int | None = None
-    eos_token_id: int | tuple | None = None
 
     @staticmethod
     def from_dict(raw, where="config.json"):
@@ -75,25 +73,20 @@ class Config:
             found = raw.get(f.name)
             if found is None and f.default is not dataclasses.MISSING:
                 continue  # absent or null: the default
-            mistake = f"{where}: {f.name} {found!r}: expected a"
-            if f.type is int:
-                check(type(found) is int and found > 0, f"{mistake} positive integer")
-            elif f.type is float:
-                check(isinstance(found, int | float), f"{mistake} number")
+            if f.type in (int, float):  # JSON may write a float as an integer
+                mistake = f"{where}: {f.name} {found!r}: expected a positive {f.type.__name__}"
+                check(type(found) in (f.type, int) and found > 0, mistake)
             values[f.name] = found
         heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
-        check(
-            heads % kv_heads == 0, f"{where}: {heads} query heads over {kv_heads} key/value heads"
-        )
+        mistake = f"{where}: {heads} query heads over {kv_heads} key/value heads"
+        check(heads % kv_heads == 0, mistake)
         return Config(**values)
 
     def to_dict(self, head, dtype="float32"):
         """config.json as transformers reads it; `dtype` is that of the weights beside it."""
         name = "Qwen3ForCausalLM" if head == "lm" else "Qwen3ForSequenceClassification"
-        raw = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        raw |= {"architectures": [name], "model_type": "qwen3", "torch_dtype": dtype}
-        raw |= {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0}
-        raw |= {"use_sliding_window": False, "rope_scaling": None}
+        raw = {"architectures": [name], "model_type": "qwen3", "torch_dtype": dtype}
+        raw |= dataclasses.asdict(self)
         if head == "score":  # num_labels = 1 is written as a label map with one entry
             raw |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         return raw
@@ -106,14 +99,11 @@ class Config:
 def model_folder(path):
     """A folder (a run folder means its checkpoint/) or a hub id -> the folder with the model's
     files. Raises UserError."""
-    folder = Path(path)
-    if (folder / "checkpoint").is_dir():
-        folder = folder / "checkpoint"
-    if folder.is_dir():
-        return folder
-    text = str(path)
+    for folder in (Path(path, "checkpoint"), Path(path)):
+        if folder.is_dir():
+            return folder
+    text, advice = str(path), "give a folder with config.json, a run folder or a hub id"
     is_path = text.count("/") != 1 or text.startswith((".", "/", "out/", "tiny/"))
-    advice = "give a folder with config.json, a run folder or a hub id"
     check(not (folder.exists() or is_path), f"no model folder at {text!r}: {advice}")
     name, _, revision = text.partition("@")
     try:
@@ -136,14 +126,6 @@ def read_json(path):
     return found
 
 
-def open_weights(file):
-    """A safetensors file, mapped. Raises UserError."""
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged or missing: {error}") from None
-
-
 def input_files(flag, path):
     """[(flag, file)] of a model folder or hub id, for a resumed run to compare."""
     kinds = (".safetensors", ".json")
@@ -151,28 +133,31 @@ def input_files(flag, path):
 
 
 def stored_tensors(folder):
-    """{tensor name: slice of its mapped file} of a checkpoint in one file or in shards."""
-    index, single = folder / "model.safetensors.index.json", "model.safetensors"
+    """{tensor name: slice of its mapped file} of a checkpoint in one file or in shards. Raises
+    UserError."""
+    index, single, shard_of = folder / "model.safetensors.index.json", "model.safetensors", {}
     if index.is_file() and not (folder / single).is_file():  # of both transformers takes the file
-        names = read_json(index).get("weight_map")
-        whole = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
+        shard_of = read_json(index).get("weight_map")
+        whole = isinstance(shard_of, dict) and all(isinstance(f, str) for f in shard_of.values())
         check(whole, f"{index}: no weight_map")
-    else:
-        names = dict.fromkeys(open_weights(folder / single).keys(), single)
-    files = {file: open_weights(folder / file) for file in sorted(set(names.values()))}
-    held = {(name, file) for file, weights in files.items() for name in weights.keys()}
-    for name, file in names.items():
-        check((name, file) in held, f"{index}: {file} has no tensor {name}")
-    return {name: files[file].get_slice(name) for name, file in names.items()}
+    stored = {}
+    for file in sorted(set(shard_of.values())) or [single]:
+        try:
+            weights = safe_open(folder / file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{folder / file} is damaged or missing: {error}") from None
+        names = [name for name in weights.keys() if shard_of.get(name, file) == file]
+        stored |= {name: weights.get_slice(name) for name in names}
+    for name, file in shard_of.items():
+        check(name in stored, f"{index}: {file} has no tensor {name}")
+    return stored
 
 
 # --------------------------------------------------------------------------------------------------
 # tokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
+# What is copied beside weights that are saved.
+TOKENIZER_FILES = "tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json"
 # The beginning of the SHA-256 of Qwen3's chat template, which codescaler.py renders by hand.
 KNOWN_TEMPLATES = {"87a2728cb8dc9fe4"}
 
@@ -222,11 +207,9 @@ class Tokenizer:
 def check_tokenizer(tokenizer, config):
     """Raises UserError where a tokenizer belongs to another model; says so where the model's own
     chat template is not the one that is rendered here."""
-    check(
-        tokenizer.num_tokens <= config.vocab_size,
-        f"{tokenizer.path / 'tokenizer.json'} has {tokenizer.num_tokens} tokens, config.json "
-        f"vocab_size {config.vocab_size}: it belongs to another model",
-    )
+    found = f"{tokenizer.path / 'tokenizer.json'} has {tokenizer.num_tokens} tokens, config.json "
+    found += f"vocab_size {config.vocab_size}: it belongs to another model"
+    check(tokenizer.num_tokens <= config.vocab_size, found)
     tell_template(tokenizer.path)
 
 

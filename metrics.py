@@ -1,6 +1,6 @@
 """What is measured: of a training step's samples, of a policy on held-out problems, of a reward
-model on held-out pairs, of a choice among answers. Rows in, numbers and lines of text out; nothing
-here decides anything. Shapes: P pairs, N items (M of one domain), 2 chosen and rejected, 3 styles.
+model on held-out pairs, of a choice among answers. Rows in, numbers and rows of tables out; nothing
+here decides anything. Shapes: P pairs, 2 chosen and rejected, 3 styles of an answer.
 """
 
 import itertools
@@ -15,19 +15,49 @@ from pairs import MUTANT, NOT_GRADED, problem_of
 from runs import gather_lists
 
 
-def estimate(values, seed, groups=None, prefix=""):
-    """Values of problems -> columns of a table: their mean and its interval."""
-    found = bootstrap(values, groups, seed=seed) if len(values) else [math.nan] * 3
-    return dict(zip((f"{prefix}value", f"{prefix}low", f"{prefix}high"), found))
+def table(rows):
+    """Rows (dicts) -> lines of text, text on the left and numbers on the right of their columns;
+    rows with other columns begin a new table. An empty line ends each."""
+    text = []
+    for names, part in itertools.groupby(rows, key=list):
+        part = [list(row.values()) for row in part]
+        lines = [names, *([cell(value) for value in values] for values in part)]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        sides = [str.ljust if isinstance(value, str) else str.rjust for value in part[0]]
+        for line in lines:
+            cells = [side(*two) for side, *two in zip(sides, line, widths)]
+            text.append("  ".join(cells).rstrip())
+        text.append("")
+    return text
+
+
+def cell(value):
+    """A value as a table shows it."""
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    return "-" if value is None else str(value)
+
+
+def estimate(values, seed=0, problems=None, prefix="", name="value"):
+    """Values (of these problems; None: each is of its own) -> columns of a table: their mean,
+    called `name`, and its 95% interval over problems."""
+    found = bootstrap(values, problems, seed=seed) if len(values) else [math.nan] * 3
+    return dict(zip((prefix + name, f"{prefix}low", f"{prefix}high"), found))
+
+
+def parts_of(rows, part_of):
+    """{part of the data: its rows}, and "all" where there are several."""
+    parts = {}
+    for row in rows:
+        parts.setdefault(part_of(row), []).append(row)
+    if len(parts) > 1:
+        parts.pop("all", None)  # of rows without a part, which are in it, too
+        parts["all"] = rows
+    return parts
 
 
 # --------------------------------------------------------------------------------------------------
 # a training step
-
-
-def format_eta(seconds):
-    """Seconds -> 1m05s."""
-    return f"{int(seconds) // 60}m{int(seconds) % 60:02d}s"
 
 
 def step_metrics(rows):
@@ -52,20 +82,22 @@ def step_metrics(rows):
     }
 
 
-def step_line(step, args, m, eta):
-    """What is printed of a step."""
-    parts = [
-        f"step {step}/{args.steps} | reward {m['reward']:.3f}",
-        f"pass {m['pass_rate']:.2f}" if m["pass_rate"] != "" else "pass -",
-        f"valid {m['valid_rate']:.2f} | kl {m.get('kl', 0.0):.4f}",
-        f"clip {m.get('clip_low', 0.0) + m.get('clip_high', 0.0):.3f}",
-        f"ent {m.get('entropy', 0.0):.2f} | gnorm {m['grad_norm']:.2f} | len {m['length']:.0f}",
-        f"{m['tokens'] / m['seconds'] / 1000:.1f}k tok/s | eta {format_eta(eta)}",
-        f"CUT {m['truncated']:.0%}: raise --max-new-tokens" if m["truncated"] > 0.5 else "",
-        "skipped: gradient not finite" if m.get("skipped") else "",
-        m["reasons"],
-    ]
-    return " | ".join(part for part in parts if part)
+# Columns of metrics.csv that are printed, too.
+SHOWN = "loss accuracy margin reward pass_rate valid_rate kl entropy grad_norm length".split()
+
+
+def step_line(step, steps, row):
+    """A row of metrics.csv, without its empty cells, as the line that is printed of a step."""
+    parts = [f"step {step}/{steps}"]
+    parts += [f"{name} {row[name]:.3g}" for name in SHOWN if row.get(name, "") != ""]
+    left = int(row["seconds"] * (steps - step))
+    speed = row["tokens"] / row["seconds"] / 1000
+    parts += [f"{speed:.1f}k tok/s", f"eta {left // 60}m{left % 60:02d}s"]
+    if row.get("truncated", 0) > 0.5:
+        parts.append(f"CUT {row['truncated']:.0%}: raise --max-new-tokens")
+    if row.get("skipped") or not math.isfinite(row["grad_norm"]):
+        parts.append("skipped: gradient not finite")
+    return " | ".join([*parts, row["reasons"]] if row.get("reasons") else parts)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -100,9 +132,7 @@ def summary(rows):
     """Does the reward follow execution on held-out problems? -> mean reward, mean AUC of reward
     against passing within a problem, share of failing programs among the tenth with the highest
     rewards, and avg@n."""
-    # Within a problem: scores of different problems need not be comparable.
-    aucs = [auc(row["rewards"], row["passed"]) for row in rows]
-    aucs = [value for value in aucs if not math.isnan(value)]
+    aucs = known_aucs((row["rewards"], row["passed"]) for row in rows)
     ranked = [pair for row in rows for pair in zip(row["rewards"], row["passed"])]
     random.Random(0).shuffle(ranked)  # equal rewards in no order
     ranked.sort(key=lambda pair: -pair[0])
@@ -120,8 +150,8 @@ def summary_line(rows):
     found, graded = summary(rows), [row for row in rows if row["avg"] is not None]
     parts = [f"avg@n {found['eval']:.3f}", f"pass@n {mean([row['any'] for row in graded]):.3f}"]
     parts += [f"valid {mean([row['valid'] for row in rows]):.3f}"]
-    names = {"audit_reward": "reward", "audit_auc": "auc", "fail_top": "fail_top"}
-    parts += [f"{name} {found[key]:.2f}" for key, name in names.items() if found[key] != ""]
+    names = ("audit_reward", "audit_auc", "fail_top")
+    parts += [f"{name} {found[name]:.3f}" for name in names if found[name] != ""]
     if len(graded) < len(rows):
         parts.append(f"{len(rows) - len(graded)} problems could not be graded")
     return " | ".join(parts)
@@ -130,154 +160,119 @@ def summary_line(rows):
 def by_part(rows):
     """Evaluation rows -> {part: {name: [a value a problem]}}, as result.json has them."""
     parts = {}
-    for row in rows:
-        if row["avg"] is not None:
-            for name in ("avg", "any", "valid", "reward"):
-                parts.setdefault(row["part"], {}).setdefault(name, []).append(row[name])
+    for row in (row for row in rows if row["avg"] is not None):
+        for name in ("avg", "any", "valid", "reward"):
+            parts.setdefault(row["part"], {}).setdefault(name, []).append(row[name])
     return parts
 
 
-def final_table(before, after, args):
-    """Held-out results before and after as lines of text, one a part of the data."""
-    # Of the problems that were graded both times, so that a gain is that of the same problems.
-    n, graded = args.eval_group, {row["number"] for row in before if row["avg"] is not None}
-    graded &= {row["number"] for row in after if row["avg"] is not None}
-    before, after = ([r for r in rows if r["number"] in graded] for rows in (before, after))
-    lines = [
-        f"{len(graded)} problems ({args.eval_problems}), {n} samples each, graded by execution"
-    ]
-    heads = f"{f'avg@{n}':>17}{'gain [95% interval]':>28}{f'pass@{n}':>17}{'valid':>17}"
-    lines.append(f"{'part':<16}{'problems':>9}{heads}")
-    parts = list(by_part(before))
-    for part in [*parts, "all"] if len(parts) > 1 else parts:
-        one, two = ([r for r in rows if part in (r["part"], "all")] for rows in (before, after))
-        gains = [b["avg"] - a["avg"] for a, b in zip(one, two, strict=True)]
-        gain, low, high = bootstrap(gains)
-        avg, any_, valid = (
-            f"{mean([r[key] for r in one]):.3f} -> {mean([r[key] for r in two]):.3f}"
-            for key in ("avg", "any", "valid")
-        )
-        interval = f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
-        lines.append(f"{part:<16}{len(one):>9}{avg:>17}{interval:>28}{any_:>17}{valid:>17}")
-    return lines
+def final_rows(before, after, n):
+    """Evaluation rows before and after training -> rows of a table, one a part of the data."""
+
+    def means(name):
+        first, last = (mean([row[name] for row in rows]) for rows in zip(*some))
+        return f"{first:.3f} -> {last:.3f}"
+
+    # Problems that were graded both times, so that a gain is that of the same problems.
+    both = [two for two in zip(before, after, strict=True) if None not in (r["avg"] for r in two)]
+    rows = []
+    for part, some in parts_of(both, lambda two: two[0]["part"]).items():
+        gain, low, high = bootstrap([last["avg"] - first["avg"] for first, last in some])
+        row = {"part": part, "problems": len(some), f"avg@{n}": means("avg")}
+        row["gain [95% interval]"] = f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+        rows.append(row | {f"pass@{n}": means("any"), "valid": means("valid")})
+    return rows
 
 
 # --------------------------------------------------------------------------------------------------
 # a reward model on held-out pairs
 
 
+def known_aucs(problems):
+    """[(scores of a problem's programs, whether they pass)] -> the AUC of each problem that has a
+    passing and a failing program. Scores of different problems need not be comparable."""
+    aucs = [auc(scores, passed) for scores, passed in problems]
+    return [value for value in aucs if not math.isnan(value)]
+
+
 def accuracies(pairs, before, after):
-    """{row of the table: [(1 where the chosen program wins, its problem), ...]}; a tie is no win,
-    and a gain is after - before.
+    """How often the chosen program of a pair wins, a tie is no win -> {row of the table: its mean,
+    interval over problems and number of pairs}; a gain is after - before.
 
     `before`, `after`: [(score of chosen, score of rejected)] of each pair. Pairs with a mutant are
     a row of their own, where there are others: both sides have one author and about one length.
     """
-    mutant = [p.source.endswith(MUTANT) for p in pairs]
-    mutant = [False] * len(pairs) if all(mutant) else mutant
     wins = {
-        "initialisation": [float(c > r) for c, r in before],
-        "fine-tuned": [float(c > r) for c, r in after],
-        "longer program wins": [float(len(p.chosen) > len(p.rejected)) for p in pairs],
-        "shorter program wins": [float(len(p.chosen) < len(p.rejected)) for p in pairs],
+        "initialisation": [chosen > rejected for chosen, rejected in before],
+        "fine-tuned": [chosen > rejected for chosen, rejected in after],
+        "longer program wins": [len(p.chosen) > len(p.rejected) for p in pairs],
+        "shorter program wins": [len(p.chosen) < len(p.rejected) for p in pairs],
     }
     wins["gain"] = [b - a for a, b in zip(wins["initialisation"], wins["fine-tuned"])]
-    rows = {
-        name: [(value, problem_of(p)) for value, p, m in zip(values, pairs, mutant) if not m]
-        for name, values in wins.items()
-    }
-    changed = zip(wins["fine-tuned"], pairs, mutant)
-    rows["fine-tuned, right over mutant"] = [(value, problem_of(p)) for value, p, m in changed if m]
-    return {name: values for name, values in rows.items() if values}
+    mutants = [i for i, p in enumerate(pairs) if p.source.endswith(MUTANT)]
+    others = [i for i, p in enumerate(pairs) if not p.source.endswith(MUTANT)]
+
+    def row(name, chosen):
+        problems = [problem_of(pairs[i]) for i in chosen]
+        found = estimate([wins[name][i] for i in chosen], problems=problems, name="mean")
+        return found | {"count": len(chosen)}
+
+    rows = {name: row(name, others or mutants) for name in wins}
+    if others and mutants:
+        rows["fine-tuned, right over mutant"] = row("fine-tuned", mutants)
+    return rows
 
 
 def pair_rows(pairs, score_P2, seed):
     """Share of pairs whose chosen program has the higher score, a row a source; a tie is no win."""
-    rows, gap_P = [], score_P2[:, 0] - score_P2[:, 1]
-    for part in dict.fromkeys([*(p.source for p in pairs), "all"]):
-        some = [i for i, p in enumerate(pairs) if part in (p.source, "all")]
-        problems = [problem_of(pairs[i]) for i in some]
+    rows, gaps = [], (score_P2[:, 0] - score_P2[:, 1]).tolist()
+    for part, some in parts_of([*zip(pairs, gaps)], lambda item: item[0].source).items():
+        problems = [problem_of(p) for p, _ in some]
         row = {"part": part, "pairs": len(some), "problems": len(set(problems))}
-        row |= estimate(gap_P[some] > 0, seed, problems)
-        row["ties"] = mean(gap_P[some] == 0)
-        row["longer wins"] = mean([len(pairs[i].chosen) > len(pairs[i].rejected) for i in some])
+        row |= estimate([gap > 0 for _, gap in some], seed, problems)
+        row["ties"] = mean([gap == 0 for _, gap in some])
+        row["longer wins"] = mean([len(p.chosen) > len(p.rejected) for p, _ in some])
         rows.append(row)
     return rows
 
 
 def rm_bench_rows(pairs, score_P2, seed):
-    """RM-Bench, whose items are three pairs, one a style -> a row a domain and one of their mean.
-
-    "c>d": how often the right answer in concise style scores above the wrong one in detailed style
-    (m: markdown); a tie loses. It is easy where the right answer has the richer style, hard where
-    the wrong one has it.
+    """RM-Bench, whose items are three pairs, one a style (concise, detailed, with markdown) -> a
+    row a domain and one of their mean. Every right answer is compared with every wrong one, and a
+    tie loses. Easy: the right one has the richer style; normal: the same; hard: the poorer one.
     """
-    items, rows = {}, []  # domain and id name an item: ids repeat
-    for pair, score_2 in zip(pairs, score_P2, strict=True):
-        items.setdefault((pair.source, problem_of(pair)), []).append(score_2)
-    items = {item: scores for item, scores in items.items() if len(scores) == 3}
-    # Every right answer against every wrong one: [item, style of the right, style of the wrong].
-    score_N32 = np.array([*items.values()]).reshape(-1, 3, 2)
-    gap_N33 = score_N32[:, :, None, 0] - score_N32[:, None, :, 1]
-    wins_N33, easy, hard = gap_N33 > 0, np.tril_indices(3, -1), np.triu_indices(3, 1)
-    columns = {"easy": wins_N33[:, *easy].mean(1), "normal": wins_N33.trace(axis1=1, axis2=2) / 3}
-    columns |= {"hard": wins_N33[:, *hard].mean(1), "ties": (gap_N33 == 0).mean((1, 2))}
-    columns |= {f"{'cdm'[i]}>{'cdm'[j]}": wins_N33[:, i, j] for i, j in np.ndindex(3, 3)}
-    domain_N = np.array([domain for domain, _ in items])
-    domains, index_N, counts = np.unique(domain_N, return_inverse=True, return_counts=True)
-    for domain in [*domains, "mean"]:
-        some = (domain_N == domain) | (domain == "mean")
-        # A domain counts as much as any other, whatever its number of items.
-        weight_M = 1 / counts[index_N[some]]
-        weight_M /= weight_M.mean()
-        row = {"domain": domain, "items": int(some.sum())}
-        row |= estimate(wins_N33[some].mean((1, 2)) * weight_M, seed)
-        for name, value_N in columns.items():
-            row[name] = float((value_N[some] * weight_M).mean())
+    scores, items, rows = {}, [], []
+    for pair, score_2 in zip(pairs, score_P2, strict=True):  # ids repeat in other domains
+        scores.setdefault((pair.source, problem_of(pair)), []).append(score_2)
+    for (domain, _), score_32 in scores.items():
+        if len(score_32) == 3:
+            right_3, wrong_3 = np.transpose(score_32)
+            gap_33 = right_3[:, None] - wrong_3  # style of the right answer, of the wrong one
+            gaps = {"value": gap_33, "easy": gap_33[np.tril_indices(3, -1)]}
+            gaps |= {"normal": gap_33.diagonal(), "hard": gap_33[np.triu_indices(3, 1)]}
+            items.append({"domain": domain, "ties": np.mean(gap_33 == 0)})
+            items[-1] |= {name: np.mean(gap > 0) for name, gap in gaps.items()}
+    counts = Counter(item["domain"] for item in items)
+    for domain in [*sorted(counts), "mean"]:
+        some = [item for item in items if domain in (item["domain"], "mean")]
+        # A domain counts as much as any other in the mean, whatever its number of items.
+        weights = [1 / counts[item["domain"]] for item in some]
+        row = {"domain": domain, "items": len(some)}
+        for name in ("value", "easy", "normal", "hard", "ties"):
+            values = [item[name] * weight / mean(weights) for item, weight in zip(some, weights)]
+            row |= estimate(values, seed) if name == "value" else {name: mean(values)}
         rows.append(row)
     return rows
-
-
-def interval_rows(rows):
-    """{name: [(value, problem), ...]} -> (lines of text, what result.json keeps): means with 95%
-    intervals over problems."""
-    lines, result = [], {}
-    for name, values in rows.items():
-        share, low, high = bootstrap(*zip(*values))
-        count, problems = len(values), len({problem for _, problem in values})
-        where = f"{count} pairs of {problems} problems" if count > problems else f"{count} problems"
-        lines.append(f"{name:<40}{share:>9.3f}   [{low:.3f}, {high:.3f}]   {where}")
-        result[name] = {"mean": share, "low": low, "high": high, "count": count}
-    return lines, result
-
-
-def auc_rows(programs, scores):
-    """Does the score follow execution? [(problem, ..., passed)] and their scores -> [(AUC within a
-    problem, problem)], of problems with a passing and a failing program."""
-    groups = {}
-    for (problem, *_, passed), score in zip(programs, scores, strict=True):
-        groups.setdefault(problem, []).append((score, passed))
-    found = [(auc(*zip(*group)), problem) for problem, group in groups.items()]
-    return [(value, problem) for value, problem in found if not math.isnan(value)]
 
 
 # --------------------------------------------------------------------------------------------------
 # a choice among a problem's answers; each estimator is compared with brute force in the tests
 
 
-def pass_at_k(n, c, k):
-    """P(one of k samples passes) when c of n passed: 1 - C(n-c, k) / C(n, k), which is unbiased
-    (Chen et al. 2021).
-
-    >>> round(pass_at_k(4, 1, 2), 3)
-    0.5
-    """
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
 def best_of_k(scores, passed, k):
     """P(the sample with the highest score of k passes), the mean over all k-subsets of the n
-    samples; equal scores are chosen from by lot.
+    samples; equal scores are chosen from by lot. Where `passed` is the score too, an oracle
+    chooses: that is pass@k (Chen et al. 2021).
 
     >>> best_of_k([3.0, 2.0, 1.0], [False, True, True], k=2)   # of 3 pairs, 2 hold the first
     0.3333333333333333
@@ -306,16 +301,13 @@ def majority_at_k(answers, passed, k, rounds=200, seed=0):
     return mean(values)
 
 
-SUITES = 16  # random choices of K tests that the unit-test selector is averaged over
-
-
-def selected(rows, sizes, tests, scored, seed):
+def selected(rows, sizes, tests, scored, seed, suites=16):
     """One problem's answers -> {selector: [P(what it chooses of k passes) for k in sizes]}.
 
     An answer without a program is chosen only when there is nothing else. The unit tests that
-    choose are drawn from those that grade: with all of them the selector is the oracle.
+    choose are drawn from those that grade, `suites` times: with all of them they are the oracle.
     """
-    passed, cases = [row["verdict"] == "pass" for row in rows], range(rows[0]["num_tests"])
+    passed, cases = [row["passed"] for row in rows], range(rows[0]["num_tests"])
     answers, rng = [row["answer"] for row in rows], random.Random(f"{seed}-{rows[0]['problem']}")
 
     def by(key):
@@ -329,8 +321,8 @@ def selected(rows, sizes, tests, scored, seed):
     found = {"random": [mean(passed)] * len(sizes), "first valid": by(lambda row: 0.0)}
     found["majority vote"] = [majority_at_k(answers, passed, k, seed=seed) for k in sizes]
     for count in tests:
-        suites = [rng.sample(cases, min(count, len(cases))) for _ in range(SUITES)]
+        drawn = [rng.sample(cases, min(count, len(cases))) for _ in range(suites)]
         name = f"{count} unit test{'s' * (count > 1)}"
-        found[name] = np.mean([by_tests(suite) for suite in suites], 0).tolist()
+        found[name] = np.mean([by_tests(chosen) for chosen in drawn], 0).tolist()
     found |= {"reward model": by(lambda row: row["score"])} if scored else {}
-    return found | {"oracle": [pass_at_k(len(rows), sum(passed), k) for k in sizes]}
+    return found | {"oracle": [best_of_k(passed, passed, k) for k in sizes]}

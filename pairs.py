@@ -19,7 +19,7 @@ import random
 import re
 import tokenize
 from collections import defaultdict
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 
 from codescaler import Tokenizer, generate, load_model, prompt_ids
@@ -98,16 +98,17 @@ class Pair:
 def own_pair(row, where):
     """Our own schema: the fields of Pair; nulls are their defaults."""
     row = {key: value for key, value in row.items() if value is not None}
-    kinds = {f.name: f.type for f in fields(Pair)}
-    if unknown := row.keys() - kinds:
+    if unknown := row.keys() - {f.name for f in fields(Pair)}:
         raise RowError(where, "unknown keys", sorted(unknown))
-    for key in ("prompt", "chosen", "rejected", "id", *row):
-        need(row, where, key, kind=kinds[key])
-    for key in ("chosen", "rejected"):
-        if "```" in row[key] and program_in(row[key]).code not in (row[key], row[key].strip("\n")):
+    for f in fields(Pair):
+        if f.default is MISSING or f.name in row:
+            need(row, where, f.name, kind=f.type)
+    pair = Pair(**row)
+    for key, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if "```" in text and program_in(text).code != text.strip("\n"):
             reason = f"{key!r} should be a bare program (fenced answers: preference:FILE)"
-            raise RowError(where, reason, row[key])
-    return [Pair(**row)]
+            raise RowError(where, reason, text)
+    return [pair]
 
 
 def public_pair(row, where, source):
@@ -150,23 +151,18 @@ def program_in(text):
 DOMAINS = ("chat", "code", "math", "safety")  # safety-refuse and safety-response are one domain
 
 
-def rmbench_item(row, where):
-    """RM-Bench -> (domain, prompt, chosen[3], rejected[3]) of the styles concise, detailed plain
-    text and detailed markdown. Files of one domain carry it in their name."""
+def rmbench_pairs(row, where):
+    """RM-Bench: chosen[3] and rejected[3] are of the styles concise, detailed plain text, detailed
+    markdown -> three same-style pairs, which domain and id name: ids repeat. Files of one domain
+    carry it in their name."""
     name = str(row.get("domain", os.path.basename(where)))
     domain = next((d for d in DOMAINS if name.startswith(d)), None)
     sides = [need(row, where, key, kind=list) for key in ("chosen", "rejected")]
     if domain is None or [[type(text) for text in side] for side in sides] != [[str] * 3] * 2:
         reason = f"chosen and rejected should be three texts, the domain one of {DOMAINS}"
         raise RowError(where, reason, (name, sides))
-    return domain, need(row, where, "prompt"), *sides
-
-
-def rmbench_pairs(row, where):
-    """The three same-style pairs of an item, which domain and id name: ids repeat."""
-    domain, prompt, *sides = rmbench_item(row, where)
-    name = f"{row.get('domain', domain)}/{row.get('id', where)}"
-    return [Pair(prompt, *both, f"{name}#{i}", domain) for i, both in enumerate(zip(*sides))]
+    prompt, item = need(row, where, "prompt"), f"{row.get('domain', domain)}/{row.get('id', where)}"
+    return [Pair(prompt, *both, f"{item}#{i}", domain) for i, both in enumerate(zip(*sides))]
 
 
 FORMATS = {
@@ -237,13 +233,10 @@ def decontaminate(problems, evaluation, size=13):
 NOT_PRINTABLE = (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError)
 
 
-def laid_out(code, change=lambda tree: None):
-    """The program in the layout of `ast.unparse`, without comments, after `change` of its tree.
-    None where Python cannot parse or print it."""
+def laid_out(code):
+    """The program in the layout of `ast.unparse`, without comments; None where Python cannot."""
     try:
-        tree = ast.parse(code)
-        change(tree)
-        return ast.unparse(tree)
+        return ast.unparse(ast.parse(code))
     except NOT_PRINTABLE:
         return None
 
@@ -258,8 +251,8 @@ def normalised(code):
     >>> normalised("def f(a: int):  # first\\n    return a") == normalised("def f(b): return b")
     True
     """
-
-    def change(tree):
+    try:
+        tree = ast.parse(code)
         nodes = list(ast.walk(tree))
         # The name of an attribute or of a named argument says which one is meant: it stays.
         kept = [node.attr for node in nodes if isinstance(node, ast.Attribute)]
@@ -278,8 +271,9 @@ def normalised(code):
         for node in nodes:
             if isinstance(node, ast.Name):
                 node.id = fresh.get(node.id, node.id)
-
-    return laid_out(code, change) or code
+        return ast.unparse(tree)
+    except NOT_PRINTABLE:
+        return code
 
 
 # fmt: off
@@ -325,13 +319,12 @@ def mutants(code, count, seed=0):
 
 
 def rollout(
-    model, tokenizer, problems, n, numbers=None, mode="strict", style="plain",
+    model, tokenizer, problems, n, numbers, mode="strict", style="plain",
     enable_thinking=None, seed=0, policy="", **sampling,
 ):  # fmt: skip
     """`n` answers to each problem, with their programs -> list of groups (lists) of Rollout.
-    `numbers` are the keys of the prompts' random numbers (default: their places in the list);
-    `sampling` goes to `generate`: max_new_tokens, temperature, top_p, top_k, max_rows, progress."""
-    numbers = list(range(len(problems)) if numbers is None else numbers)
+    `numbers` are the keys of the prompts' random numbers, `sampling` goes to `generate`:
+    max_new_tokens, temperature, top_p, top_k, max_rows, progress."""
     texts = [policy_prompt(problem, style) for problem in problems]
     prompts = [prompt_ids(tokenizer, text, enable_thinking) for text in texts]
     sampling |= {"stop_ids": tokenizer.stop_ids, "seed": seed, "prompt_keys": numbers}
@@ -511,7 +504,7 @@ def make_pairs(rollouts, rules, seed=0):
     return pairs, funnel
 
 
-def print_funnel(funnel, log=print):
+def print_funnel(funnel):
     """(what, count, rule) rows as a table."""
     for what, count, rule in funnel:
-        log(f"  {what:<14}{count:>8}   {rule}")
+        print(f"  {what:<14}{count:>8}   {rule}")

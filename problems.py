@@ -50,7 +50,6 @@ class Args:
     show: int = 0  # problems to print in full
     verify: bool = False  # run the data's own solutions through the sandbox
     limit: int | None = None  # rows to read
-    min_tests: int = 0  # drop problems with fewer tests (those without any stay)
     sandbox: str | None = None  # strict or basic; default: strict on Linux
 
 
@@ -335,7 +334,7 @@ def plain_data(value):
 
     if isinstance(value, str):
         try:
-            return json.loads(value, object_hook=restore)
+            value = json.loads(value)
         except ValueError:
             value = ast.literal_eval(value)
     return json.loads(json.dumps(value), object_hook=restore)
@@ -388,11 +387,10 @@ def load_rows(spec, formats, accept, what, limit, log, flag):
     return found
 
 
-def load_problems(spec, limit=None, min_tests=0, log=None, flag="--problems"):
+def load_problems(spec, limit=None, log=None, flag="--problems"):
     """`SPEC[,SPEC...]` -> list of Problem. A spec is a file in our own schema or `FORMAT:PATH` with
     a format of `FORMATS`, e.g. `mbpp:mbpp.jsonl`, `toy:train`, `toy:untested`, `toy:test`. `limit`
-    keeps the first rows of each, `min_tests` leaves out problems with fewer tests that have any.
-    `log` is told what was loaded and left out. Raises UserError."""
+    keeps the first rows of each. `log` is told what was loaded and left out. Raises UserError."""
     ids, found = set(), []
 
     def accept(problem, where):
@@ -403,46 +401,34 @@ def load_problems(spec, limit=None, min_tests=0, log=None, flag="--problems"):
 
     for part in spec.split(","):
         found += load_rows(part, FORMATS, accept, "problem", limit, log, flag)
-    kept = [p for p in found if p.tests is None or len(p.tests.cases) >= min_tests]
-    dropped = f"{len(found) - len(kept)} dropped by --min-tests {min_tests}"
-    if not kept:
-        raise UserError(f"{flag} {spec}: no problem left (--limit {limit}): {dropped}")
     if log:
-        tested = sum(p.tests is not None for p in kept)
-        log(f"{spec}: {len(kept)} problems, {tested} with tests, {dropped}")
-    return kept
-
-
-def verify_solutions(problems, sandbox):
-    """Each problem's own solution through its own tests -> [Result, or None if one is missing]."""
-    jobs = {n: (p.solution, p.tests) for n, p in enumerate(problems) if p.solution and p.tests}
-    results = dict(zip(jobs, sandbox.map(list(jobs.values()))))
-    return [results.get(n) for n in range(len(problems))]
+        log(f"{spec}: {len(found)} problems, {sum(p.tests is not None for p in found)} with tests")
+    return found
 
 
 def verified(problems, sandbox, log):
     """The problems whose own solution passes, and those without a solution or tests. `log` is told
     how many pass and, a line a verdict, the first of those that do not."""
-    kept, failed, results = [], defaultdict(list), verify_solutions(problems, sandbox)
-    for problem, result in zip(problems, results):
-        if result is None or result.passed:
-            kept.append(problem)
-        else:
+    tried = [problem for problem in problems if problem.solution and problem.tests]
+    results = sandbox.map([(problem.solution, problem.tests) for problem in tried])
+    failed, details = set(), defaultdict(list)  # ids; verdict -> what is said of them
+    for problem, result in zip(tried, results):
+        if not result.passed:
+            failed.add(problem.id)
             last_line = result.detail.strip().rpartition("\n")[2]
-            failed[result.verdicts[-1]].append(f"{problem.id}: {last_line:.200}")
-    untried = results.count(None)
-    passed, tried = len(kept) - untried, len(problems) - untried
-    log(f"{passed} of {tried} solutions pass their own tests, {untried} have none")
-    for verdict, details in failed.items():
-        log(f"  {len(details)} {verdict}, the first: {'; '.join(details[:3])}")
-    return kept
+            details[result.verdicts[-1]].append(f"{problem.id}: {last_line:.200}")
+    passed, untried = len(tried) - len(failed), len(problems) - len(tried)
+    log(f"{passed} of {len(tried)} solutions pass their own tests, {untried} have none")
+    for verdict, texts in details.items():
+        log(f"  {len(texts)} {verdict}, the first: {'; '.join(texts[:3])}")
+    return [problem for problem in problems if problem.id not in failed]
 
 
 def main():
     args = parse_args(Args, positional="spec")
     if not args.spec:
         raise UserError("no problems named: python problems.py toy:train --show 3")
-    problems = load_problems(args.spec, args.limit, args.min_tests, log=print)
+    problems = load_problems(args.spec, args.limit, log=print)
     for problem in problems[: args.show]:
         cases = problem.tests.cases if problem.tests else []
         print(f"\n=== {problem.id} ({problem.source}), {len(cases)} tests\n{problem.prompt}\n")

@@ -12,6 +12,7 @@ Every rank makes the same calls.
 import atexit
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -35,7 +36,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from common import Terminated, UserError, content_hash, write_atomic, write_jsonl
+from common import Terminated, UserError, write_atomic, write_jsonl
 
 try:
     import fcntl
@@ -108,10 +109,9 @@ def explain(what, advice, all_ranks=False):
     error = None
     try:
         yield
-    except UserError as found:  # from a block inside: it says what it is
-        error = found
     except (OSError, ValueError, LookupError, AttributeError, SafetensorError) as found:
-        error = UserError(f"{what} ({found}): {advice}")
+        is_told = isinstance(found, UserError)  # by a block inside
+        error = found if is_told else UserError(f"{what} ({found}): {advice}")
     if any(gather_lists([bool(error)])) if all_ranks else error:
         raise error or SystemExit(2)  # the rank that met the error is the one that prints it
 
@@ -154,16 +154,11 @@ def rows_of(p):
     return slice(start, start + local(p).shape[0])
 
 
-def reshard(model):
-    """Frees what a forward pass without a backward pass has left gathered, in bf16."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
 def full_parameters(model):
     """Yields (name, full tensor) of each parameter, gathered one at a time. All ranks call it."""
-    reshard(model)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what a forward pass without a backward pass left gathered, in bf16
     for name, p in model.named_parameters():
         yield name, (p.full_tensor() if isinstance(p, DTensor) else p).detach()
 
@@ -247,7 +242,7 @@ class Run:
             with explain(f"cannot lock --out {self.dir}, is another run in it?", "choose another"):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not args["resume"]:
-            self._start_over(args, inputs)
+            self._start_over(inputs)
         self._finish_save()  # what a kill has left undone
         self._write_args(args, inputs)
         # Drop from the logs what was not saved, or cut short. Collected samples have no step.
@@ -257,39 +252,36 @@ class Run:
         if self.answers.exists():
             write_jsonl(self.answers, [r for r in self.samples() if r.get("step", 0) <= step])
 
-    def _start_over(self, args, inputs):
+    def _start_over(self, inputs):
         """Removes what runs write and nothing else; refuses if an input lies in the folder."""
-        for flag, value in [*self._flags(args).items(), *inputs]:
-            for path in map(str, value if isinstance(value, list) else [value]):
-                inside = Path(path).resolve().is_relative_to(self.dir.resolve())
-                if inside and os.path.exists(path):  # else a number, a word
-                    raise UserError(f"--no-resume would delete {flag} {path}: choose another --out")
+        for flag, path in inputs:
+            if Path(path).resolve().is_relative_to(self.dir.resolve()):
+                raise UserError(f"--no-resume would delete {flag} {path}: choose another --out")
         for path in map(self.dir.joinpath, self.files.split()):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _write_args(self, args, inputs):
         """Writes args.json, if it agrees with that of a run that has begun."""
-        path = self.dir / "args.json"
         hashes = {}  # no folders in the names: that of a hub id changes with its revision
-        for flag, file in inputs:
-            name = f"content of {flag} {Path(file).name}"
-            hashes[name] = hashes.get(name, "") + content_hash(file)
-        if path.exists() and (self.checkpoint.exists() or self.answers.exists()):
-            saved = json.loads(path.read_text())
-            old = self._flags(saved["args"]) | saved["inputs"]
-            # None: a file that is no longer there.
-            new = self._flags(args) | dict.fromkeys(saved["inputs"]) | hashes
-            for name, value in new.items():
-                if old.get(name, value) != value:  # a flag that the run did not have binds nothing
-                    text = f"{self.dir} was started with {name} {old[name]}, now it is {value}"
-                    raise UserError(f"{text}: give what it was, {START_OVER}")
+        for flag, path in inputs:
+            name = f"content of {flag} {Path(path).name}"
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            hashes[name] = hashes.get(name, "") + digest
         about = {"args": args, "inputs": hashes, "torch": torch.__version__, "python": sys.version}
+        path = self.dir / "args.json"
+        if path.exists() and (self.checkpoint.exists() or self.answers.exists()):
+            now = self._binding(about)
+            for name, was in self._binding(json.loads(path.read_text())).items():
+                if now.get(name) != was:  # None: a file that is no longer there
+                    text = f"{self.dir} was started with {name} {was}, now it is {now.get(name)}"
+                    raise UserError(f"{text}: give what it was, {START_OVER}")
         write_atomic(path, json.dumps(about, indent=1) + "\n")
 
-    def _flags(self, args):
-        """{flag: value} of the arguments that must stay as they are."""
-        names = [name for name in args if name not in self.may_differ]
-        return {f"--{name.replace('_', '-')}": args[name] for name in names}
+    def _binding(self, about):
+        """{flag or content: value} of what args.json says and a resumed run must repeat."""
+        args = {name: v for name, v in about["args"].items() if name not in self.may_differ}
+        return {f"--{name.replace('_', '-')}": v for name, v in args.items()} | about["inputs"]
 
     def log(self, **row):
         """Appends a row to metrics.csv; a column that this step does not have is an empty cell."""
@@ -323,14 +315,13 @@ class Run:
         """Writes checkpoint/ whole or not at all. All ranks call it. `write_model(folder)` gathers
         the weights on all ranks before rank 0 writes them; `state` is a dict with "step" and what
         else JSON holds. Raises UserError."""
-        reshard(model)
-        moments = {
-            f"{name}.{key}": local(value).contiguous()  # of a tensor the rows of this rank
-            for name, p in model.named_parameters()
-            for key, value in optimizer.state.get(p, {}).items()
-        }
         with explain(f"cannot write {self.new}", MAKE_ROOM, all_ranks=True):
-            write_model(self.new)
+            write_model(self.new)  # leaves the parameters sharded, as the optimizer knows them
+            moments = {
+                f"{name}.{key}": local(value).contiguous()  # of a tensor the rows of this rank
+                for name, p in model.named_parameters()
+                for key, value in optimizer.state.get(p, {}).items()
+            }
             (self.new / "optimizer").mkdir(parents=True, exist_ok=True)
             save_file(moments, self.new / "optimizer" / f"rank{self.rank:05d}.safetensors")
         with explain(f"cannot write {self.new}", MAKE_ROOM, all_ranks=True):

@@ -31,13 +31,10 @@ is recognised (no checkers). A program may `stat` any path and read where a link
 host's name, and read the tests' setup. The calls of one process can borrow time from each other,
 since all arguments are known at once, and from what the suite may use, by what they write to the
 file of answers. The limit of output is the process's: it begins anew where that is reached.
-
-Partial credit (`stop_early=False`) runs every test and divides by their true number. The released
-CodeScaler code stops at the first failure after j passes and pays j/(j+1) whatever the number of
-tests (lcb_check_correctness).
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -55,10 +52,9 @@ import sysconfig
 import tempfile
 import threading
 import time
-import types
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 
 from tqdm import tqdm
@@ -70,10 +66,6 @@ from testcode import FAILURES, as_call, encode
 # --------------------------------------------------------------------------------------------------
 # limits and results
 
-VERDICTS = (
-    "pass", "wrong_answer", "runtime_error", "timeout", "memory", "output_limit", "syntax_error",
-    "sandbox_violation", "unsupported", "harness_error",
-)  # fmt: skip
 MAX_EXTRA = 1 << 16  # bytes an answer may have beyond twenty times the expected one's
 SUITE_WAIT = 3  # times a test's wall limit that all tests together may spend waiting
 
@@ -114,12 +106,14 @@ class Limits:
 
 @dataclass
 class Result:
-    """`verdicts`: one word a test that was run. `pass_rate`: passes / all tests (a true rate if
-    stop_early=False). `trusted`: False when a test could not be judged (unsupported,
-    harness_error): mask such a sample, do not score it. `degraded`: the level was basic. `cpu_s`,
-    `wall_s`: seconds over all tests. `detail`: about the first failure. `answer`: a short hash of
-    what was printed or returned in the tests that were run, None if that is nothing or if it cannot
-    be seen (other test code): programs with equal ones answer alike."""
+    """`verdicts`: one word a test that was run: pass, wrong_answer, runtime_error, timeout, memory,
+    output_limit, syntax_error, sandbox_violation, unsupported or harness_error. `pass_rate`: passes
+    / all tests (a true rate if stop_early=False; the released CodeScaler code stops at the first
+    failure). `trusted`: False when a test could not be judged (unsupported, harness_error): mask
+    such a sample, do not score it. `degraded`: the level was basic. `detail`: about the first
+    failure. `answer`: a short hash of what was printed or returned in the tests that were run, None
+    if that is nothing or if it cannot be seen (other test code): programs with equal ones answer
+    alike."""
 
     passed: bool
     verdicts: list[str]
@@ -140,35 +134,28 @@ class Result:
 PROBE = """
 import ctypes, json, os, resource, signal, socket, threading, time
 temporary = input()  # the machine's folder for temporary files
-def raise_limit():
-    resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY,) * 2)
-def fork():
-    if os.fork() == 0: os._exit(0)
 def queue_signals():  # what is queued counts for the user, whose own timers then fail
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN})
     for _ in range(200): os.kill(os.getpid(), signal.SIGRTMIN)
-    for _ in range(100):
-        if not signal.sigtimedwait([signal.SIGRTMIN], 0): raise OSError
-def timer():
-    if ctypes.CDLL(None).timer_create(0, None, ctypes.create_string_buffer(8)): raise OSError
+    assert all(signal.sigtimedwait([signal.SIGRTMIN], 0) for _ in range(100))
 tries = {
-    "landlock: read /etc/passwd": lambda: open("/etc/passwd"),
-    "landlock: list /": lambda: os.listdir("/"),
-    "landlock: write a temporary file": lambda: open(temporary + "/.sandbox_probe", "w"),
-    "landlock: write shared memory": lambda: open("/dev/shm/.sandbox_probe", "w"),
-    "seccomp: truncate a file": lambda: os.open("/dev/null", os.O_RDONLY | os.O_TRUNC),
-    "seccomp: open a socket": socket.socket,
-    "seccomp: fork": fork,
-    "seccomp: signal the parent": lambda: os.kill(os.getppid(), 0),
-    "seccomp: hidden memory": lambda: os.memfd_create("x"),
-    "seccomp: remove a file": lambda: os.unlink("/none"),
-    "seccomp: create a timer": timer,
-    "rlimits: raise a limit": raise_limit,
-    "rlimits: queue signals": queue_signals,
+    "landlock: read /etc/passwd": "open('/etc/passwd')",
+    "landlock: list /": "os.listdir('/')",
+    "landlock: write a temporary file": "open(temporary + '/.sandbox_probe', 'w')",
+    "landlock: write shared memory": "open('/dev/shm/.sandbox_probe', 'w')",
+    "seccomp: truncate a file": "os.open('/dev/null', os.O_RDONLY | os.O_TRUNC)",
+    "seccomp: open a socket": "socket.socket()",
+    "seccomp: fork": "os.fork() or os._exit(0)",
+    "seccomp: signal the parent": "os.kill(os.getppid(), 0)",
+    "seccomp: hidden memory": "os.memfd_create('x')",
+    "seccomp: remove a file": "os.unlink('/none')",
+    "seccomp: create a timer": "assert not ctypes.CDLL(None).timer_create(0, None, bytes(8))",
+    "rlimits: raise a limit": "resource.setrlimit(resource.RLIMIT_CPU, (-1, -1))",
+    "rlimits: queue signals": "queue_signals()",
 }
 done = []
-for name, attempt in tries.items():
-    try: attempt()
+for name, text in tries.items():
+    try: exec(text)
     except FileNotFoundError: done.append(name)
     except Exception: pass  # also what this system does not know
     else: done.append(name)
@@ -179,7 +166,6 @@ time.sleep(1)
 """
 LAYERS = ("rlimits", "no_new_privs", "seccomp", "landlock")
 ON_LINUX = sys.platform == "linux"
-_warned = False
 
 
 class Sandbox:
@@ -199,12 +185,11 @@ class Sandbox:
             system = platform.system()
             raise SandboxError(f"level strict needs Linux, this is {system}; use --sandbox basic")
         self.level, self.closed, self.owner = level, False, os.getpid()
-        can_tell = hasattr(os, "sched_getaffinity")
-        cpus = len(os.sched_getaffinity(0)) if can_tell else os.cpu_count() or 1
+        cpus = len(os.sched_getaffinity(0)) if ON_LINUX else os.cpu_count() or 1
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
-        self.count = workers or max(1, cpus // ranks)
+        count = workers or max(1, cpus // ranks)
         options = {"basic": level == "basic", "without": without, "landlock_abi": landlock_abi}
-        self.all = [Worker(options) for _ in range(self.count)]
+        self.all = [Worker(options) for _ in range(count)]
         self.free = queue.LifoQueue()  # the last used is the warmest
         for worker in self.all:
             self.free.put(worker)
@@ -212,18 +197,19 @@ class Sandbox:
             self._report = self._probe()
             missing = self._report["missing"]
             if level == "strict" and missing:
-                notes = "; ".join(f"{k}: {v}" for k, v in self._report["notes"].items())
+                notes = "; ".join(f"{name}: {self._report['notes'][name]}" for name in missing)
                 raise SandboxError(
-                    f"level strict is missing {', '.join(missing)} here"
-                    f"{f' ({notes})' if notes else ''}; choose --sandbox basic to run with less"
+                    f"level strict is missing {', '.join(missing)} here ({notes}); "
+                    "choose --sandbox basic to run with less"
                 )
         except BaseException:
             self.close()
             raise
-        if level == "basic":
-            warn_once(f"sandbox level basic, missing: {', '.join(missing) or 'nothing'}")
 
     def __enter__(self):
+        if self.level == "basic":
+            missing = ", ".join(self._report["missing"]) or "nothing"
+            warn_once(f"sandbox level basic, missing: {missing}")
         return self
 
     def __exit__(self, *exc):
@@ -239,43 +225,38 @@ class Sandbox:
 
     def _probe(self):
         """Start one worker and let a program try what must not work."""
-        worker, limits = self.all[0], Limits()
-        tests = Tests("stdin", [])
+        worker = self.all[0]
+        judge = Judge(worker, PROBE, Tests("stdin", []), Limits(), True)
+        run = judge.run_once(tempfile.gettempdir(), MAX_EXTRA)
         try:
-            judge = Judge(worker, PROBE, tests, limits, True)
-            run = judge.run_once(tempfile.gettempdir(), MAX_EXTRA)
             tried, done = json.loads(run.out)
-        except WorkerDied as error:
-            raise SandboxError(f"the sandbox server died at its first program: {error}") from None
         except json.JSONDecodeError:
             text = run.err.strip()[-300:]
             raise SandboxError(f"the sandbox runs no program here: {run.word} {text}") from None
         tried.append("server: run 400 threads")
         done += tried[-1:] * (run.why != confined.THREADS)
-        notes, active = dict(worker.layers["notes"]), list(worker.layers["active"])
+        abi, missing = worker.layers["landlock"], dict(worker.layers["missing"])
         for name in done:
             layer, what = name.split(": ")
-            if layer in active:
-                active.remove(layer)
-                notes[layer] = f"did not stop: {what}"
-        abi = worker.layers.get("landlock")
+            if layer in LAYERS:
+                missing.setdefault(layer, f"did not stop: {what}")
+        notes = {"landlock": f"ABI {abi}"} if abi else {}
         if abi and abi < 3:
-            notes["landlock"] = f"ABI {abi} does not govern truncation; seccomp refuses it"
+            notes["landlock"] += " does not govern truncation; seccomp refuses it"
         return {
             "level": self.level,
             "degraded": self.level == "basic",
-            "layers": {k: k in active for k in LAYERS},
-            "missing": [k for k in LAYERS if k not in active],
+            "layers": {layer: layer not in missing for layer in LAYERS},
+            "missing": [layer for layer in LAYERS if layer in missing],
             "landlock_abi": abi,
-            "attempts": {k: k not in done for k in tried},
-            "notes": notes,
-            "workers": self.count,
-            "machine": platform.machine(),
+            "attempts": {name: name not in done for name in tried},
+            "notes": notes | missing,
+            "workers": len(self.all),
         }
 
     def report(self):
         """{level, degraded, layers: {name: bool}, missing, landlock_abi, attempts: {what: refused},
-        notes, workers, machine}."""
+        notes, workers}."""
         return self._report
 
     def run(self, code, tests, limits=None, stop_early=True, repeat=1):
@@ -287,7 +268,7 @@ class Sandbox:
         tests = as_tests(tests)
         limits = limits or Limits()
         if seconds := tests.time_limit:
-            limits = Limits(2 * seconds, seconds, limits.memory_mb, limits.output_mb)
+            limits = replace(limits, wall_s=2 * seconds, cpu_s=seconds)
         results = []
         while len(results) < repeat and all(result.passed for result in results):
             results.append(self._grade(code, tests, limits, stop_early))
@@ -314,7 +295,7 @@ class Sandbox:
                     result = Judge(worker, code, tests, limits, stop_early).grade()
                     if "harness_error" not in result.verdicts:
                         break
-                except (WorkerDied, SandboxError, OSError) as error:
+                except (SandboxError, OSError) as error:
                     self._usable()
                     words = ["harness_error"] * (1 if stop_early else len(tests.cases))
                     result = Result(False, words, 0.0, trusted=False)
@@ -324,66 +305,71 @@ class Sandbox:
         result.degraded = self.level == "basic"
         return result
 
-    def map(self, jobs, limits=None, stop_early=True, progress=False, repeat=1):
+    def map(self, jobs, limits=None, stop_early=True, progress=False):
         """[(code, tests), ...] -> [Result, ...] in the same order, over all workers."""
         jobs = list(jobs)
         for _, tests in jobs:
             as_tests(tests)
-        shown = progress and sys.stderr.isatty()
-        bar = tqdm(total=len(jobs), desc="running programs", unit="program", disable=not shown)
-        pool = ThreadPoolExecutor(self.count)
+        pool = ThreadPoolExecutor(len(self.all))
         try:
-            futures = [pool.submit(self.run, *job, limits, stop_early, repeat) for job in jobs]
-            for future in as_completed(futures):
+            futures = [pool.submit(self.run, *job, limits, stop_early) for job in jobs]
+            done = as_completed(futures)
+            for future in tqdm(done, total=len(jobs), disable=None if progress else True):
                 future.result()
-                bar.update()
             return [future.result() for future in futures]
         finally:  # Ctrl-C arrives here; the threads stop after the program they are at
             pool.shutdown(wait=False, cancel_futures=True)
-            bar.close()
 
 
+@functools.cache
 def warn_once(text):
-    global _warned
-    if not _warned:
-        print(f"warning: {text}", file=sys.stderr)
-    _warned = True
+    print(f"warning: {text}", file=sys.stderr)
 
 
-SHAPES = {  # the keys of a case, one way or the other
-    "stdin": ["input, output"],
-    "call": ["args, expected", "args, any_of"],
-    "assert": ["assert", "check"],
+CASES = {  # the keys of a case and what they hold, one way or the other
+    "stdin": [{"input": str, "output": str}],
+    "call": [
+        {"args": list | tuple, "expected": object},
+        {"args": list | tuple, "any_of": list | tuple},
+    ],
+    "assert": [{"assert": str}, {"check": str}],
 }
-TYPES = {"args": list | tuple, "any_of": list | tuple, "expected": object}  # the rest are texts
+
+
+def fits(case, shape):
+    has = isinstance(case, dict) and case.keys() >= shape.keys()
+    return has and all(isinstance(case[key], kind) for key, kind in shape.items())
 
 
 def as_tests(tests):
     """`Tests`, or a dict with its keys; checked, so that a mistake is not scored as a failing
     program. Raises ValueError."""
-    if isinstance(tests, dict):
-        empty = {"kind": None, "entry_point": None, "setup": "", "time_limit": None}
-        tests = types.SimpleNamespace(**empty | tests)
-    cases, limit = getattr(tests, "cases", None), getattr(tests, "time_limit", None)
-    if not isinstance(cases, list | tuple) or not cases:
+    try:
+        if not isinstance(tests, Tests):
+            known = {f.name for f in fields(Tests)}
+            tests = Tests(**{key: value for key, value in dict(tests).items() if key in known})
+    except TypeError as error:
+        raise ValueError(f"tests are no Tests: {error}") from None
+    if not isinstance(tests.cases, list | tuple) or not tests.cases:
         raise ValueError("no tests: a program without tests cannot be run for a verdict")
-    if tests.kind not in SHAPES:
+    if tests.kind not in CASES:
         raise ValueError(f"tests.kind is {tests.kind!r}, expected stdin, call or assert")
-    for i, case in enumerate(cases):
-        keys, shapes = case if isinstance(case, dict) else {}, SHAPES[tests.kind]
-        fit = {key for key in keys if isinstance(keys[key], TYPES.get(key, str))}
-        if not any(fit.issuperset(shape.split(", ")) for shape in shapes):
-            wanted = f"{' or '.join(shapes)} (args and any_of are lists, the rest texts)"
-            raise ValueError(f"tests.cases[{i}] is {reprlib.repr(case)}, expected {wanted}")
+    for i, case in enumerate(tests.cases):
+        if not any(fits(case, shape) for shape in CASES[tests.kind]):
+            wanted = " or ".join(map(", ".join, CASES[tests.kind]))
+            raise ValueError(
+                f"tests.cases[{i}] is {reprlib.repr(case)}, expected {wanted} "
+                "(args and any_of are lists, the rest texts)"
+            )
     for name in ("entry_point", "setup"):
         if not isinstance(value := getattr(tests, name), str | None):
             raise ValueError(f"tests.{name} is a {type(value).__name__}, expected a text")
+    limit = tests.time_limit
     if limit is not None and not (isinstance(limit, int | float) and 1e-3 <= limit <= 1e5):
         raise ValueError(f"tests.time_limit is {limit!r:.80}, expected seconds")
-    if tests.kind == "call" and not tests.entry_point:
-        raise ValueError("tests of kind call need an entry_point")
-    if not tests.entry_point and any("check" in c for c in tests.cases):
-        raise ValueError("a check(candidate) test needs an entry_point")
+    needs_name = tests.kind == "call" or any("check" in case for case in tests.cases)
+    if needs_name and not tests.entry_point:
+        raise ValueError("tests of kind call, and check(candidate), need an entry_point")
     return tests
 
 
@@ -392,52 +378,52 @@ def as_tests(tests):
 
 
 class Judge:
-    """One program against one suite, run by `worker`. `words` and `details` hold a verdict and its
-    explanation by case number; `decided` says that no more are needed."""
+    """One program against one suite, run by `worker`. `found` holds (verdict, explanation, hash of
+    the answer or None) by case number; `decided` says that no more are needed."""
 
     def __init__(self, worker, code, tests, limits, stop_early):
         self.worker, self.tests, self.limits, self.stop_early = worker, tests, limits, stop_early
         self.cpu = self.wall = 0.0
         self.cpu_left = (5 + len(tests.cases) / 5) * limits.cpu_s
         self.wait_left = SUITE_WAIT * limits.wall_s
-        self.words, self.details, self.answers, self.decided = {}, {}, {}, False
+        self.found, self.decided = {}, False
         # All that the program's process is told before it runs:
         names = [tests.entry_point] if tests.entry_point else []
         self.job = {"code": code, "setup": tests.setup or "", "names": names}
 
     def grade(self):
-        cases = {self.stdin: [], self.calls: [], self.session: []}
+        ways = {self.stdin: [], self.calls: [], self.session: []}
         for i, case in enumerate(self.tests.cases):
-            step, item = self.plan(case)
-            if step:
-                cases[step].append((i, item))
+            way, item = self.plan(case)
+            if way:
+                ways[way].append((i, item))
             else:
                 self.set(i, "unsupported", item)
-        for step, left in cases.items():
+        for way, left in ways.items():
             while left and not self.decided:
                 if self.cpu_left <= 0 or self.wait_left <= 0:
-                    self.set_all(left, "timeout", "the tests before used up the time of all")
-                    break
-                left = step(left)
-        n = len(self.tests.cases)
-        done = sorted(self.words)
-        failed = next((i for i in done if self.words[i] != "pass"), None)
+                    left = self.set_all(left, "timeout", "the tests before used up the time of all")
+                else:
+                    left = way(left)
+        done = sorted(self.found)
+        failed = next((i for i in done if self.found[i][0] != "pass"), None)
         if self.stop_early and failed is not None:
             done = done[: done.index(failed) + 1]
-        words = [self.words[i] for i in done]
-        passes = words.count("pass")
+        words = [self.found[i][0] for i in done]
+        n, passes = len(self.tests.cases), words.count("pass")
         result = Result(passes == n, words, passes / n, self.cpu, self.wall)
         result.trusted = not {"unsupported", "harness_error"} & set(words)
         if failed is not None:
-            detail = f"test {failed}: {self.details[failed] or self.words[failed]}"
-            result.detail = detail.encode("utf-8", "replace").decode()  # no lone surrogates
-        if self.answers:
-            text = repr(sorted(self.answers.items()))
-            result.answer = hashlib.sha256(text.encode()).hexdigest()[:12]
+            word, detail, _ = self.found[failed]
+            text = f"test {failed}: {detail or word}"
+            result.detail = text.encode("utf-8", "replace").decode()  # no lone surrogates
+        if answers := [(i, said) for i, (*_, said) in sorted(self.found.items()) if said]:
+            result.answer = hashlib.sha256(repr(answers).encode()).hexdigest()[:12]
         return result
 
     def plan(self, case):
-        """(how a case is run, what is needed for that); (None, why it cannot be judged)."""
+        """(how a case is run, what is needed for that); (None, why it cannot be judged). A call
+        needs (name, question, right answers, whether they are compared as Python does)."""
         if self.tests.kind == "stdin":
             return self.stdin, case
         entry = self.tests.entry_point
@@ -449,15 +435,15 @@ class Judge:
         values = case["any_of"] if "any_of" in case else [case["expected"]]
         try:
             answers = [encode(value, compare=True).encode() for value in values]
-            return self.calls, (entry, encode((entry, tuple(case["args"]), ())), answers, "")
+            return self.calls, (entry, encode((entry, tuple(case["args"]), ())), answers, False)
         except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
             return None, f"the test holds no plain data: {error}"
 
     def set(self, i, word, detail="", said=None):
         """Note a verdict, and `said`: the bytes that were printed or returned."""
-        self.words[i], self.details[i] = word, detail.strip()[-500:]
-        if said is not None and word in ("pass", "wrong_answer"):
-            self.answers[i] = hashlib.sha256(said).hexdigest()
+        shown = said is not None and word in ("pass", "wrong_answer")
+        answer = hashlib.sha256(said).hexdigest() if shown else None
+        self.found[i] = word, detail.strip()[-500:], answer
         self.decided = self.decided or (self.stop_early and word != "pass")
 
     def set_all(self, cases, word, detail):
@@ -465,26 +451,26 @@ class Judge:
             self.set(i, word, detail)
         return []
 
-    def execute(self, mode, fds, errors, tick=None):
+    def execute(self, mode, fds, tick=None):
         """Run a process over these descriptors, or program and tester -> the program's Run, with
-        the verdict that the end of either gives. `errors`: what each writes its errors to."""
+        the verdict that the end of either gives."""
         runs = self.worker.run(mode, fds, self.limits, (self.cpu_left, self.wait_left), tick)
-        cpu, cap = sum(run.cpu for run in runs), self.limits.output_mb << 20
-        self.cpu, self.wall = self.cpu + cpu, self.wall + runs[0].wall
+        cpu, wall = sum(run.cpu for run in runs), runs[0].wall
+        self.cpu, self.wall = self.cpu + cpu, self.wall + wall
         self.cpu_left -= cpu
-        self.wait_left -= max(0.0, runs[0].wall - cpu / confined.IDLE)
-        runs[0].flooded = max(os.fstat(fd).st_size for fd in fds[1:3]) >= cap
-        for run, fd in zip(runs, errors):
-            size = os.fstat(fd).st_size
-            text = os.pread(fd, 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
-            run.word, run.err = ending(run, self.limits), text
+        self.wait_left -= max(0.0, wall - cpu / confined.IDLE)
+        sizes = [os.fstat(fd).st_size for fd in fds]
+        runs[0].flooded = max(sizes[1:3]) >= self.limits.output_mb << 20
+        for run, at in zip(runs, (2, 4)):  # where the program's errors are, and the tester's
+            text = os.pread(fds[at], 1 << 16, max(0, sizes[at] - (1 << 16)))
+            run.word, run.err = ending(run, self.limits), text.decode("utf-8", "replace")
         return next((run for run in runs if run.word), runs[0])
 
     def run_once(self, text, most):
         """Run the program over one input -> Run, with the first `most` bytes that it printed."""
         job, given = json.dumps(self.job).encode(), text.encode("utf-8", "surrogatepass")
         with memory_files(job, b"", b"", given) as fds:
-            run = self.execute(confined.RUN, fds, fds[2:3])
+            run = self.execute(confined.RUN, fds)
             if not run.word and run.cpu > self.limits.cpu_s:
                 run.word = "timeout"
             run.out = os.pread(fds[1], most, 0)
@@ -505,48 +491,44 @@ class Judge:
 
     def calls(self, cases):
         """One process answers call after call."""
-        job = {"compare": True, "lines": self.tests.kind == "assert"}
-        job["names"] = sorted({name for _, (name, *_) in cases})
+        names = sorted({name for _, (name, *_) in cases})
+        job = {"compare": True, "lines": self.tests.kind == "assert", "names": names}
+        job = json.dumps(self.job | job).encode()
         questions = "".join(f"{question}\n" for _, (_, question, *_) in cases).encode()
-        with memory_files(json.dumps(self.job | job).encode(), b"", b"", questions, b"") as fds:
-            return self.follow(confined.CALLS, fds, fds[2:3], cases)
+        with memory_files(job, b"", b"", questions, b"") as fds:
+            return self.follow(confined.CALLS, fds, cases)
 
     def session(self, cases):
         """Test code in the tester's process, the program in its own, a socket between them."""
         job = self.job | {"compare": False, "lines": False}
         test = {"cases": [case for _, case in cases], "setup": self.job["setup"],
                 "entry": self.tests.entry_point, "limit": self.limits.output_mb << 20}  # fmt: skip
-        jobs = [json.dumps(job).encode() for job in (job, test)]
-        with memory_files(jobs[0], b"", b"", jobs[1], b"", b"") as fds:
-            job, out, err, test, said, reports = fds
-            fds = [job, out, err, test, said, said, reports]
-            return self.follow(confined.SESSION, fds, [err, said], cases)
+        job, test = (json.dumps(part).encode() for part in (job, test))
+        with memory_files(job, b"", b"", test, b"", b"") as fds:
+            return self.follow(confined.SESSION, fds, cases)
 
-    def follow(self, mode, fds, errors, cases):
+    def follow(self, mode, fds, cases):
         """Read what is written for these cases, a line each after a first one, while it is written.
         Returns the cases that are left when a process ended: the next one begins there."""
-        left, lines, ready = deque(cases), Lines(fds[-1]), False
+        left, lines, ready = deque(cases), lines_of(fds[-1]), False
 
         def read():
             """Judge the answers that have come; true if no more are needed."""
             nonlocal ready
             while left and not self.decided:
-                i, item = left[0]
-                _, _, expected, exact = item if mode == confined.CALLS else ("", "", [], "")
-                line = lines.next(MAX_EXTRA + 20 * max(map(len, expected), default=0))
-                if line is None:
+                if (line := next(lines)) is None:
                     return False
-                if ready and (line or mode == confined.CALLS):  # the tester's empty ones mark time
-                    left.popleft()
-                    if mode == confined.SESSION:  # the tester's own words
-                        self.set(i, *json.loads(line))
-                    else:
-                        said = None if line.startswith(b"?") else line
-                        self.set(i, *judge_answer(line, expected, exact), said)
-                ready = True
+                if not ready:
+                    ready = True
+                elif mode == confined.CALLS:
+                    i, (_, _, expected, exact) = left.popleft()
+                    said = None if line.startswith(b"?") else line
+                    self.set(i, *judge_answer(line, expected, exact), said)
+                elif line:  # the tester's own words; its empty lines mark time
+                    self.set(left.popleft()[0], *json.loads(line))
             return True
 
-        run = self.execute(mode, fds, errors, read)
+        run = self.execute(mode, fds, read)
         read()
         word, detail = run.word or "runtime_error", run.err or "the program ended early"
         if not ready:  # it never came to the calls: that is the verdict of all
@@ -558,6 +540,21 @@ class Judge:
         return list(left)
 
 
+def lines_of(fd):
+    """The lines of a file that another process is writing, without their ends; None where the next
+    one has not come."""
+    text, at = bytearray(), 0
+    while True:
+        while (end := text.find(b"\n")) >= 0:
+            yield bytes(memoryview(text)[:end])
+            del text[: end + 1]
+        block = os.pread(fd, 1 << 20, at)
+        text += block
+        at += len(block)
+        if not block:
+            yield None
+
+
 def ending(run, limits):
     """The verdict word a process's end gives, "" if it ended well. The exit codes are the program's
     to choose; they only ever pick among failures."""
@@ -566,7 +563,7 @@ def ending(run, limits):
         return "harness_error" if run.why == confined.BROKEN else "sandbox_violation"
     if run.flooded or signal_number == getattr(signal, "SIGXFSZ", -1):
         return "output_limit"
-    if run.why in (confined.WALL, confined.CPU) or signal_number == getattr(signal, "SIGXCPU", -1):
+    if run.why == confined.TIME or signal_number == getattr(signal, "SIGXCPU", -1):
         return "timeout"
     if run.status == 0 or run.why == confined.ASKED:
         return ""
@@ -583,8 +580,9 @@ def judge_answer(line, expected, exact):
     got = line[:300].decode("utf-8", "replace").replace("\t", " ")
     if line.startswith(b"!"):
         return FAILURES.get(got[1:].split(" ")[0], "runtime_error"), got[1:]
-    if any(same_text(value, line, exact) for value in expected):
-        return "pass", ""
+    for value in expected:
+        if len(line) <= MAX_EXTRA + 20 * len(value) and same_text(value, line, exact):
+            return "pass", ""
     wanted = b" or ".join(expected)[:200].decode().replace("\t", " ")
     return "wrong_answer", f"answered {got[:200]}, expected {wanted}"
 
@@ -594,8 +592,8 @@ def judge_answer(line, expected, exact):
 
 # Only text that every printer of numbers writes: no "1_0", no full-width digits, no "+7", no "007",
 # no exponent that would take Decimal minutes.
-NUMBER = re.compile(rb"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
-VALUE = re.compile(r"(-?[0-9]+)|(-?0x[0-9a-f]+)|(-?[0-9.]+(?:e[+-]?[0-9]+)?|-?inf)")
+NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)((?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?)")
+TRUTH = {b"true": True, b"false": False}
 
 
 def pairwise(expected, actual, token, same):
@@ -612,11 +610,21 @@ def pairwise(expected, actual, token, same):
     return True
 
 
-def close(expected, actual):
-    """testlib's doubleCompare: absolute or relative 1e-6; the 1e-15 lets 0 equal a rounding error.
-    NaN and inf fail."""
-    kind = type(expected)
-    return abs(actual - expected) <= kind("1e-6") * max(1, abs(expected)) + kind("1e-15")
+def number_of(token):
+    """The number that a token means, an int or a Decimal; None if it means something else."""
+    if not (found := NUMBER.fullmatch(token)):
+        return None
+    return Decimal(token.decode()) if found[1] else int(token)
+
+
+def near(expected, actual):
+    """Is an integer met exactly (6.0 will do, 6.0000001 will not), another number nearly? That is
+    testlib's doubleCompare: absolute or relative 1e-6; the 1e-15 lets 0 equal a rounding error."""
+    if expected is None or actual is None:
+        return False
+    if isinstance(expected, int):
+        return expected == actual
+    return abs(actual - expected) <= Decimal("1e-6") * max(1, abs(expected)) + Decimal("1e-15")
 
 
 def same_output(expected, actual):
@@ -634,7 +642,11 @@ def same_output(expected, actual):
     )
     if len(actual) > MAX_EXTRA + 20 * len(expected):
         return False
-    return pairwise(plain_lines(expected), plain_lines(actual), rb"[^ \n]+|\n", same_number)
+
+    def same(left, right):
+        return near(number_of(left), number_of(right))
+
+    return pairwise(plain_lines(expected), plain_lines(actual), rb"[^ \n]+|\n", same)
 
 
 def plain_lines(data):
@@ -644,15 +656,6 @@ def plain_lines(data):
     while b"  " in data:  # each pass halves the longest run
         data = data.replace(b"  ", b" ")
     return data.replace(b" \n", b"\n").replace(b"\n ", b"\n").strip(b" \n")
-
-
-def same_number(expected, actual):
-    """Two printed tokens: is an integer met exactly (6.0 will do, 6.0000001 will not), another
-    number nearly?"""
-    if not (NUMBER.fullmatch(expected) and NUMBER.fullmatch(actual)):
-        return False
-    left, right = Decimal(expected.decode()), Decimal(actual.decode())
-    return left == right if expected.lstrip(b"-").isdigit() else close(left, right)
 
 
 def same_value(expected, actual):
@@ -676,40 +679,29 @@ def same_text(expected, actual, exact=False):
     def same(left, right):
         if not exact and {left, right} == {b"[", b"("}:
             return True
-        left, right = left.decode("ascii", "replace"), right.decode("ascii", "replace")
-        if left[0] == right[0] == "k":  # the key of a dict
+        if left[:1] == right[:1] == b"k":  # the key of a dict
             left, right = left[1:], right[1:]
-            if not exact and left == f'"{right}"':
-                return VALUE.fullmatch(right) is not None
-        left, right = number_of(left, exact), number_of(right, exact)
-        if left is None or right is None:
-            return False
-        if exact or isinstance(left, int) or abs(left) == float("inf"):
-            return left == right
-        return abs(right) <= sys.float_info.max and close(left, right)
+            if not exact and left == b'"%s"' % right:  # as JSON has it
+                return value_of(right) is not None or right in (b"inf", b"-inf")
+        if exact:
+            left, right = (TRUTH.get(token, value_of(token)) for token in (left, right))
+            return left is not None and left == right
+        return near(value_of(left), value_of(right))
 
     return pairwise(expected, actual, rb"[^\t]+", same)
 
 
-def number_of(token, exact):
-    """The number that a token means, None if it means something else."""
-    if exact and token in ("true", "false"):
-        return token == "true"
-    if not (found := VALUE.fullmatch(token)):
-        return None
-    whole, hexadecimal, real = found.groups()
-    try:
-        return int(whole) if whole else float(real) if real else int(hexadecimal, 16)
-    except ValueError:
-        return None
+def value_of(token):
+    """The same of a token of `encode`: long integers are hexadecimal, a float is its binary value
+    and not the short text of it."""
+    if re.fullmatch(rb"-?0x[0-9a-f]+", token):
+        return int(token, 16)
+    number = number_of(token)
+    return Decimal(float(number)) if isinstance(number, Decimal) else number
 
 
 # --------------------------------------------------------------------------------------------------
 # the caller's side of a server
-
-
-class WorkerDied(Exception):
-    pass
 
 
 @contextlib.contextmanager
@@ -725,36 +717,13 @@ def memory_files(*contents):
             else:
                 with tempfile.TemporaryFile() as file:
                     fds.append(os.dup(file.fileno()))
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fds[-1], view) :]
+            with open(fds[-1], "wb", closefd=False) as file:
+                file.write(data)
             os.lseek(fds[-1], 0, os.SEEK_SET)
         yield fds
     finally:
         for fd in fds:
             os.close(fd)
-
-
-class Lines:
-    """The lines of a file that another process is writing."""
-
-    def __init__(self, fd):
-        self.fd, self.at, self.searched = fd, 0, 0
-
-    def next(self, most):
-        """The next line without its end, at most `most + 1` bytes; None if it has not come."""
-        line = os.pread(self.fd, most + 1, self.at)
-        if (end := line.find(b"\n")) >= 0:
-            self.at += end + 1
-            return line[:end]
-        at = max(self.at + len(line), self.searched)
-        while block := os.pread(self.fd, 1 << 16, at):
-            if (end := block.find(b"\n")) >= 0:
-                self.at = at + end + 1
-                return line
-            at += len(block)
-        self.searched = at  # no end of a line before it
-        return None
 
 
 @dataclass
@@ -773,7 +742,7 @@ class Run:
 
 
 class Worker:
-    """One server process, started when first needed. A dead server raises WorkerDied and is
+    """One server process, started when first needed. A dead server raises SandboxError and is
     replaced at the next run."""
 
     def __init__(self, options):
@@ -782,7 +751,6 @@ class Worker:
         self.process = self.control = None
         self.busy = self.ended = False
         self.lock = threading.Lock()  # of starting and closing, which may come from two threads
-        self.layers = {"active": [], "notes": {}}
 
     def start(self):
         here, there = socket.socketpair()
@@ -837,7 +805,7 @@ class Worker:
         """
         with self.lock:
             if self.ended:
-                raise WorkerDied("closed")
+                raise SandboxError("closed")
             if self.busy or (self.process and self.process.poll() is not None):
                 self.end_server()  # busy: Ctrl-C came since, the next reply would be the old one's
             if self.process is None:
@@ -849,22 +817,20 @@ class Worker:
         try:
             socket.send_fds(control, [b"r"], fds)
             control.sendall(request)
-            pause = 20 if tick else 1000  # milliseconds
             poller = select.poll()  # select() knows no descriptors above 1023
             poller.register(control, select.POLLIN)
-            while not poller.poll(pause):
+            while not poller.poll(20):  # milliseconds
                 if time.monotonic() > end:
                     raise OSError("the sandbox server does not answer")
                 if tick and tick():
                     control.sendall(b"k")
-                    tick, pause = None, 1000
-            control.settimeout(10)
+                    tick = None
             reply = control.recv(confined.REPLY.size, socket.MSG_WAITALL)
             if len(reply) != confined.REPLY.size:
                 raise OSError("the sandbox server died")
         except (OSError, ValueError) as error:  # ValueError: another thread has closed the socket
             self.close()
-            raise WorkerDied(str(error)) from None
+            raise SandboxError(str(error)) from None
         self.busy = False
         *rows, wall = confined.REPLY.unpack(reply)
         runs = [Run(*rows[:4], wall), Run(*rows[4:], wall)]
@@ -880,8 +846,7 @@ def library_paths():
     keep = [*modules, paths["platstdlib"], os.path.join(sys.base_prefix, "lib")]
     keep += "/lib /lib64 /usr/lib /usr/lib64 /usr/local/lib /etc/ld.so.cache".split()
     keep += "/etc/localtime /usr/share/zoneinfo /dev/null /dev/zero /dev/urandom".split()
-    readable = [path for path in keep if path and os.path.exists(path)]
-    return list(dict.fromkeys(readable)), list(dict.fromkeys(filter(None, modules)))
+    return list(filter(None, keep)), list(filter(None, modules))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -899,16 +864,14 @@ class Args:
 
 def check():
     """Print the probe's findings. Exit code 0 if level strict holds, 1 if not."""
-    global _warned
-    _warned = True  # what is missing is what this prints
-    with Sandbox(1, "basic") as sb:
-        report = sb.report()
+    sb = Sandbox(1, "basic")
+    sb.close()
+    report = sb.report()
     holds = "does not hold" if report["missing"] else "holds"
-    print(f"level strict {holds} on {platform.system()} {platform.release()} {report['machine']}")
+    print(f"level strict {holds} on {platform.system()} {platform.release()} {platform.machine()}")
     for name, holds in report["layers"].items():
-        extra = f" (ABI {report['landlock_abi']})" if name == "landlock" and holds else ""
-        note = report["notes"].get(name, "")
-        print(f"  {'holds  ' if holds else 'MISSING'}  {name}{extra}{f': {note}' if note else ''}")
+        note = f": {report['notes'][name]}" if name in report["notes"] else ""
+        print(f"  {'holds  ' if holds else 'MISSING'}  {name}{note}")
     for name, refused in report["attempts"].items():
         print(f"  {'refused' if refused else 'WORKED '}  {name}")
     print("  visible  stat of any path, the host's name")
@@ -923,12 +886,11 @@ def run_file(program, tests, level, every):
         code = file.read()
     try:
         with open(tests, encoding="utf-8") as file:
-            loaded = json.load(file)
-        as_tests(loaded)
-    except (ValueError, RecursionError, AttributeError) as error:
+            suite = as_tests(json.load(file))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--tests {tests}: {error}") from None
     with Sandbox(1, level) as sb:
-        result = sb.run(code, loaded, stop_early=not every)
+        result = sb.run(code, suite, stop_early=not every)
     print(json.dumps(vars(result)))
     return 0 if result.passed else 1
 
@@ -936,14 +898,11 @@ def run_file(program, tests, level, every):
 def main():
     args = parse_args(Args, positional="program")
     sys.set_int_max_str_digits(0)
-    try:
-        if args.check:
-            sys.exit(check())
-        if not (args.program and args.tests):
-            raise UserError("give PROGRAM.py and --tests TESTS.json, or --check")
-        sys.exit(run_file(args.program, args.tests, args.sandbox, args.all))
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from None
+    if args.check:
+        sys.exit(check())
+    if not (args.program and args.tests):
+        raise UserError("give PROGRAM.py and --tests TESTS.json, or --check")
+    sys.exit(run_file(args.program, args.tests, args.sandbox, args.all))
 
 
 if __name__ == "__main__":

@@ -146,21 +146,6 @@ def encode_pairs(tokenizer, pairs, max_length, log):
     return encoded
 
 
-def micro_batches(pairs, token_budget):
-    """[EncodedPair] -> [(prompt ids, its micro-batches: lists of pairs that fit one pass)]."""
-
-    def size(pair):  # padded tokens of a pair in a pass, at most: others may share its programs
-        return 2 * max(len(pair.chosen), len(pair.rejected))
-
-    by_prompt = {}
-    for pair in pairs:
-        by_prompt.setdefault(pair.prompt, []).append(pair)
-    return [
-        (list(prompt), cs.cut_rows(group, size, token_budget - len(prompt)))
-        for prompt, group in by_prompt.items()
-    ]
-
-
 def score_pairs(model, prompt, pairs, past):
     """P pairs of one prompt -> scores [P] of the chosen and of the rejected programs. The prompt is
     computed once, and so is a program that stands in several pairs."""
@@ -174,10 +159,15 @@ def update(model, optimizer, pairs, args, rank=0, world=1):
     """One optimizer step on these pairs, of which a rank takes its share -> loss without centring
     (ln 2 where scores are equal), accuracy, margin, gradient norm, and whether the step was skipped
     because a gradient is not finite; the norm is that of all ranks, so they agree."""
-    sums = 0.0
-    share = slice(rank * len(pairs) // world, (rank + 1) * len(pairs) // world)
-    mine = micro_batches(pairs[share], args.token_budget)
-    for prompt, past, batch in cs.training_passes(model, mine):
+    sums, by_prompt = 0.0, {}
+    for pair in pairs[rank * len(pairs) // world : (rank + 1) * len(pairs) // world]:
+        by_prompt.setdefault(pair.prompt, []).append(pair)
+
+    def size(pair):  # padded tokens of a pair in a pass, at most: others may share its programs
+        return 2 * max(len(pair.chosen), len(pair.rejected))
+
+    passes = cs.training_passes(model, by_prompt.items(), size, args.token_budget)
+    for prompt, past, batch in passes:
         # A rank without a batch of its own takes part with weight 0.
         rows = batch or [EncodedPair((), (0,), (0,), "")]
         chosen_P, rejected_P = score_pairs(model, prompt, rows, past)
@@ -254,8 +244,9 @@ def collect_pairs(args, run, device, log, rank, world):
         if rank == 0:
             write_jsonl(run.dir / "samples.jsonl", [r.row() for r in samples])
     done = {(r.policy, r.problem.id) for r in samples}
-    problems = load_problems(args.problems, args.limit, args.min_tests, log=log)
-    tested, funnel = [p for p in problems if p.tests], []
+    problems = load_problems(args.problems, args.limit, log=log)
+    tested = [p for p in problems if p.tests and len(p.tests.cases) >= args.min_tests]
+    funnel = []
     if args.decontaminate:
         specs = ",".join(args.decontaminate)
         evaluation = load_problems(specs, log=log, flag="--decontaminate")
@@ -264,7 +255,8 @@ def collect_pairs(args, run, device, log, rank, world):
         if args.verify:
             tested = verify_together(tested, sandbox, rank, world, log)
         if not tested:
-            raise UserError(f"--problems {args.problems}: none has tests that verify a program")
+            rule = f"that verify a program (--min-tests {args.min_tests})"
+            raise UserError(f"--problems {args.problems}: none has tests {rule}")
         size = len(tested) * (len(args.policy) if args.candidates == "policy" else 1)
         bar = tqdm(total=size, initial=len(done), desc="collecting", unit="problem", disable=None)
         for chunk in collect(tested, args, sandbox, done, device, rank, world):
@@ -319,28 +311,23 @@ def report(args, run, held_out, skipped, device, rank, world, log):
     for name, path in (("initialisation", args.init), ("fine-tuned", run.checkpoint)):
         score = raw_scores(path, items, args, device, rank, world)
         sides.append([(score[p.prompt, p.chosen], score[p.prompt, p.rejected]) for p in held_out])
-        if any(score.values()):  # else a head of zeros, with an AUC of a half
-            values = [score[prompt, code] for _, prompt, code, _ in programs]
-            aucs[f"AUC within a problem, {name}"] = metrics.auc_rows(programs, values)
-    rows = metrics.accuracies(held_out, *sides) | {name: v for name, v in aucs.items() if v}
-    lines, result = metrics.interval_rows(rows)
+        groups = {}
+        for problem, prompt, code, passed in programs:
+            groups.setdefault(problem, []).append((score[prompt, code], passed))
+        values = metrics.known_aucs(zip(*group) for group in groups.values())
+        if values and any(score.values()):  # a head of zeros has an AUC of a half
+            row = metrics.estimate(values, name="mean") | {"count": len(values)}
+            aucs[f"AUC within a problem, {name}"] = row
+    result = metrics.accuracies(held_out, *sides) | aucs
     problems = len({problem_of(pair) for pair in held_out})
     log(f"\n{len(held_out)} held-out pairs of {problems} problems; {args.init} is where it began")
-    log(f"{'pair accuracy':<40}{'':>9}   95% interval over problems")
-    log("\n".join(lines))
+    rows = [
+        {"pair accuracy, 95% interval over problems": name} | row for name, row in result.items()
+    ]
+    log("\n".join(metrics.table(rows)))
     result |= {"pairs": len(held_out), "programs": len(programs), "skipped": skipped}
     run.write_result(result)
-    log(f"\nreward model: {run.checkpoint}")
-
-
-def step_line(step, steps, row):
-    """What is printed of a step."""
-    return (
-        f"step {step}/{steps} | loss {row['loss']:.3f} | acc {row['accuracy']:.2f} | "
-        f"margin {row['margin']:.2f} | gnorm {row['grad_norm']:.2f} | "
-        f"{row['tokens'] / row['seconds'] / 1000:.1f}k tok/s | "
-        f"eta {metrics.format_eta(row['seconds'] * (steps - step))}"
-    ) + ("" if math.isfinite(row["grad_norm"]) else " | skipped: gradient not finite")
+    log(f"reward model: {run.checkpoint}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -411,7 +398,7 @@ def main():
         # 3. Log; the loop saves.
         row = dict(zip(("loss", "accuracy", "margin", "grad_norm"), found))
         row |= {"lr": lr, "tokens": count_tokens(batch), "seconds": time.time() - started}
-        log(step_line(step, steps, row))
+        log(metrics.step_line(step, steps, row))
         run.log(step=step, **row)
         state["skipped"] += found[-1]
     # 4. Does it rank right? What was saved is read back.

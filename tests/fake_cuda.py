@@ -9,10 +9,10 @@ send nothing.
 import shutil
 import subprocess
 import traceback
-import types
 import weakref
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import torch
@@ -27,7 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-ROOT = Path(__file__).parents[1]
+import codescaler
+import hub
+import runs
+
+ROOT, CAPACITY = Path(__file__).parents[1], int(77.5 * 2**30)
 
 # Tells a CPU build of torch that CUDA is there, and gives its tensors a device guard.
 SHIM = """
@@ -43,12 +47,9 @@ struct Hooks : at::CUDAHooksInterface {
 namespace at { C10_REGISTER_CLASS(CUDAHooksRegistry, CUDAHooks, ::Hooks) }
 C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::FakeGuardImpl<c10::DeviceType::CUDA>)
 """
-# Arguments that kernels of CUDA want in one dtype, where fake tensors let some mixtures pass.
-ONE_DTYPE = {
-    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", "lerp", "searchsorted"), (0, 1)),
-    **dict.fromkeys(("index_put_", "_index_put_impl_", "masked_scatter"), (0, 2)),
-    **dict.fromkeys(("index_copy_", "index_add_", "scatter_", "scatter_add_"), (0, 3)),
-}
+# Kernels of CUDA that want one dtype, where fake tensors let some mixtures pass.
+ONE_DTYPE = """mm bmm addmm baddbmm lerp searchsorted index_put_ _index_put_impl_ masked_scatter
+index_copy_ index_add_ scatter_ scatter_add_""".split()
 
 
 def build_shim(folder):
@@ -71,14 +72,21 @@ def line():
     return "backward"
 
 
-def made_up(tensor):
+def outside(function):
+    """The function, executed on real tensors."""
+
+    def run(*args, **kwargs):
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return run
+
+
+@outside
+def made_up(x):
     """What the host reads: a constant's value, else ones."""
-    if tensor.constant is not None:
-        return tensor.constant.tolist()
-    found = True if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else 1
-    for size in reversed(tensor.shape):
-        found = [found] * size
-    return found
+    known = x.constant is not None
+    return (x.constant if known else torch.ones(x.shape, dtype=x.dtype)).tolist()
 
 
 class Watch(TorchDispatchMode):
@@ -115,13 +123,14 @@ class Watch(TorchDispatchMode):
                 return out
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         on_gpu = any(x.is_cuda for x in tensors)
-        if on_gpu and len({args[i].dtype for i in ONE_DTYPE.get(name, ())}) > 1:
-            raise TypeError(f"{name} of {[x.dtype for x in tensors]} at {line()}")
+        dtypes = {x.dtype for x in tensors if x.is_floating_point()}
+        if on_gpu and name in ONE_DTYPE and len(dtypes) > 1:
+            raise TypeError(f"{name} of {dtypes} at {line()}")
         if name.startswith("_fused_adam") and len({x.device for x in tensors}) > 1:
             raise TypeError(f"{name} of tensors on two devices at {line()}")
         if name == "_local_scalar_dense":
             self.wait("to the host", on_gpu)
-            return made_up(args[0])
+            return made_up(args[0].reshape(()))
         if name in ("index", "index_put_", "_index_put_impl_"):
             args = (args[0], [new for index in args[1] for new in self.plain(index)], *args[2:])
         out = func(*args, **kwargs)
@@ -146,30 +155,6 @@ class Watch(TorchDispatchMode):
             return [index]
         self.wait("to the host", index.is_cuda)
         return [torch.empty(index.numel(), dtype=torch.long, device=index.device)] * index.ndim
-
-
-class FusedNorm(torch.autograd.Function):
-    """The memory of F.rms_norm on CUDA, where it is one kernel."""
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return torch.empty_like(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return tuple(map(torch.empty_like, ctx.saved_tensors))
-
-
-class Stored:
-    """A tensor of a file, which is read outside of the fake tensors."""
-
-    def __init__(self, real):
-        self.real, self.get_dtype, self.get_shape = real, real.get_dtype, real.get_shape
-
-    def __getitem__(self, rows):
-        with _disable_current_modes():
-            return self.real[rows]
 
 
 def convert(module, function, recurse=True):
@@ -206,16 +191,11 @@ def chosen_attention(watch, real):
     return attention
 
 
-def install(watch, m, world, capacity):
+def install(watch, world):
     """Puts stand-ins in the place of what would ask a driver, another rank or a file."""
     cuda, stream, written = torch.cuda, MagicMock(), {}
-
-    def outside(function):
-        def run(*args, **kwargs):
-            with _disable_current_modes():
-                return function(*args, **kwargs)
-
-        return run
+    real_resize, real_stored = torch.UntypedStorage.resize_, hub.stored_tensors
+    real_propagate = ShardingPropagator._propagate_tensor_meta_non_cached
 
     def resize(storage, size):  # FSDP frees what it has gathered
         if storage in watch.held:
@@ -229,23 +209,28 @@ def install(watch, m, world, capacity):
         finally:
             watch.paused = False
 
+    def stored(folder):
+        found = {}
+        for name, part in real_stored(folder).items():
+            found[name] = part[:]
+            found[name].get_dtype, found[name].get_shape = part.get_dtype, part.get_shape
+        return found
+
     def save(tensors, file):
         written.update(tensors)
         Path(file).touch() if Path(file).suffix else None
 
     def opened(file, framework):  # on the CPU, as if they had been computed there
-        keys, tensor = (lambda: list(written)), (lambda name: written[name].cpu())
-        return types.SimpleNamespace(keys=keys, get_tensor=tensor)
+        return SimpleNamespace(keys=written.keys, get_tensor=lambda name: written[name].cpu())
 
-    real_stored = m.hub.stored_tensors
-    real_resize, torch.UntypedStorage.resize_ = torch.UntypedStorage.resize_, resize
-    real_propagate = ShardingPropagator._propagate_tensor_meta_non_cached
+    torch.UntypedStorage.resize_ = resize
     ShardingPropagator._propagate_tensor_meta_non_cached = propagate
     FakeTensorMode.avoid_device_init = property(lambda self: True)
     FakeTensor.tolist = lambda x: watch.wait("to the host", x.is_cuda) or made_up(x)
     torch.nn.Module._apply = convert
     torch.Tensor.record_stream = lambda tensor, stream: None
-    F.rms_norm = lambda x, shape, weight, eps: FusedNorm.apply(x, weight)
+    # One kernel on CUDA, which keeps its input: so does this one.
+    F.rms_norm = lambda x, shape, weight, eps: F.layer_norm(x, shape, weight)
     F.scaled_dot_product_attention = chosen_attention(watch, F.scaled_dot_product_attention)
     cuda.is_available = cuda.is_initialized = lambda: True
     cuda.device_count, cuda.current_device = lambda: 8, lambda: 0
@@ -253,11 +238,12 @@ def install(watch, m, world, capacity):
     cuda.Stream = cuda.Event = MagicMock
     cuda.current_stream = cuda.stream = lambda *args: stream
     cuda.memory_reserved = cuda.memory_allocated = lambda device=None: watch.live
-    cuda.mem_get_info = lambda device=None: (capacity - watch.live, capacity)
-    m.runs.init_device_mesh = outside(m.runs.init_device_mesh)
-    m.codescaler.causal_lower_right = outside(m.codescaler.causal_lower_right)
-    m.hub.stored_tensors = lambda folder: {k: Stored(x) for k, x in real_stored(folder).items()}
-    m.codescaler.save_torch_state_dict = m.runs.save_file = save
-    m.runs.safe_open = opened
+    cuda.max_memory_allocated, cuda.reset_peak_memory_stats = lambda: watch.peak, watch.reset
+    cuda.mem_get_info = lambda device=None: (CAPACITY - watch.live, CAPACITY)
+    runs.init_device_mesh = outside(runs.init_device_mesh)
+    codescaler.causal_lower_right = outside(codescaler.causal_lower_right)
+    hub.stored_tensors = outside(stored)
+    codescaler.save_torch_state_dict = runs.save_file = save
+    runs.safe_open = opened
     dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     dist.all_gather_object = lambda out, item: out.__setitem__(slice(None), [item] * len(out))

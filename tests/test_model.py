@@ -4,6 +4,7 @@ pytest tests/test_model.py
 """
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import codescaler as cs
 import hub
+from bench import SHAPES
 from common import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -38,10 +40,22 @@ def close(a, b, tolerance=1e-5):
 
 def whole_logprobs(model, rows, start=1, **how):
     """(log-probability, entropy), [B, T - 1], of the tokens of whole rows from `start` on."""
-    ids, lengths = cs.pad_rows(rows)
-    place = torch.arange(1, ids.shape[1])[None]
+    ids, lengths = cs.pad_rows(rows, model.model.norm.weight.device)
+    place = torch.arange(1, ids.shape[1], device=ids.device)[None]
     mask = (place >= start) & (place < lengths[:, None])
     return cs.token_logprobs(model, model(ids)[0][:, :-1], ids[:, 1:], mask, **how)
+
+
+def logps_without_cache(model, prompt, group, **how):
+    """Log-probabilities of the completions of a prompt, one after the other, from whole rows."""
+    support = [c.support for c in group] if group[0].support else None
+    rows = [prompt + c.ids for c in group]
+    logp, _ = whole_logprobs(model, rows, len(prompt), support=support, **how)
+    return torch.cat([row[len(prompt) - 1 :][: len(c.ids)] for row, c in zip(logp.cpu(), group)])
+
+
+def logps_of(group):
+    return torch.tensor([logp for c in group for logp in c.logps])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -129,36 +143,12 @@ def test_a_row_alone_equals_the_row_in_a_padded_batch(rm):
         assert close(rm.score(rm(torch.tensor([row]))[0], torch.tensor([len(row)]))[0], score)
 
 
-@torch.no_grad()
-def test_rows_of_a_cache_equal_whole_rows(lm):
-    cache, rows = cs.KVCache(lm.config, 4, 20), []
-
-    def change(new=(), removed=None):
-        if removed is not None:  # the last row takes its place
-            cache.remove(removed)
-            rows[removed] = rows[-1]
-            rows.pop()
-        for ids in new:
-            cache.add(lm(torch.tensor([ids]))[1])
-            rows.append(ids)
-        for r in range(len(rows)):
-            rows[r] = [*rows[r], 3 + r + len(rows[r]) % 2]
-        hidden = lm(torch.tensor([row[-1:] for row in rows]), cache)[0][:, 0]
-        for found, row in zip(hidden, rows, strict=True):
-            assert close(found, lm(torch.tensor([row]))[0][0, -1])
-        assert cache.lengths == [len(row) for row in rows]
-
-    change(new=([5, 6, 7], [8] * 9, [9, 4]))
-    change()
-    change(removed=0, new=([7] * 5,))
-    change(removed=2)
-
-
 CONTINUED = [
-    ([9, 8, 7, 6, 5], [[[11, 12, 13, 14], [15]], [[16, 17, 5, 5, 0, 3]]]),
-    ([4, 4], [[[7, 8]]]),
-    ([3] * 9, [[[1], [2, 2, 2]], [[6] * 4], [[6, 5]]]),
+    ([9, 8, 7, 6, 5], [[11, 12, 13, 14], [15], [16, 17, 5, 5, 0, 3]]),
+    ([4, 4], [[7, 8]]),
+    ([3] * 9, [[1], [2, 2, 2], [6] * 4, [6, 5]]),
 ]
+BUDGET = 13  # tokens of a pass, which cuts their rows into two, one and three micro-batches
 
 
 def continued_loss(model, hidden_BTD, lengths_B, rows):
@@ -189,9 +179,9 @@ def test_rows_that_continue_a_prompt_equal_whole_rows(passes, head, checkpointin
     model.checkpointing = checkpointing
     handle = model.register_forward_pre_hook(lambda m, args: lengths.append(args[0].shape[1]))
     if passes == "several":  # a prompt is computed once, however its rows are cut
-        work = cs.training_passes(model, CONTINUED)
+        work = cs.training_passes(model, CONTINUED, len, BUDGET)
     else:
-        work = [(prompt, None, sum(batches, [])) for prompt, batches in CONTINUED]
+        work = [(prompt, None, rows) for prompt, rows in CONTINUED]
     for prompt, past, rows in work:
         hidden, lengths_B = cs.continue_prompt(model, prompt, rows, past)
         assert lengths_B.tolist() == [1 + len(row) for row in rows]
@@ -200,22 +190,10 @@ def test_rows_that_continue_a_prompt_equal_whole_rows(passes, head, checkpointin
     model.checkpointing = False
     wanted = [4, 5, 7, 1, 3, 8, 4, 5, 3] if passes == "several" else [4, 7, 1, 3, 8, 5]
     assert sorted(lengths) == sorted(wanted)
-    wanted = sum(whole_loss(model, prompt, sum(batches, [])) for prompt, batches in CONTINUED)
+    wanted = sum(whole_loss(model, prompt, rows) for prompt, rows in CONTINUED)
     wanted = torch.autograd.grad(wanted, list(model.parameters()))
     for p, gradient in zip(model.parameters(), wanted, strict=True):
         assert (p.grad - gradient).abs().max() <= 1e-5 * gradient.abs().max()
-
-
-@pytest.mark.gpu
-@torch.no_grad()
-def test_a_gpu_computes_what_a_cpu_computes(lm):
-    model, rows = cs.load_model(LM, device="cuda"), sum(CONTINUED[0][1], [])
-    both = [cs.continue_prompt(m, CONTINUED[0][0], rows) for m in (model, lm)]
-    (found, lengths), (wanted, _) = both
-    for b, length in enumerate(lengths.tolist()):
-        assert close(found[b, :length].cpu(), wanted[b, :length], 1e-4)
-    greedy = [cs.generate(m, PROMPTS, 1, 20, temperature=0.0, max_rows=2) for m in (model, lm)]
-    assert [g[0].ids for g in greedy[0]] == [g[0].ids for g in greedy[1]]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -269,23 +247,45 @@ def test_samples_do_not_depend_on_the_batch(policy, settings):
     "settings", [{}, {"top_p": 0.8}, {"temperature": 0.6, "top_p": 0.8, "top_k": 20}]
 )
 def test_sampler_and_trainer_agree_on_log_probabilities(policy, settings):
-    groups = cs.generate(policy, PROMPTS, n=3, max_new_tokens=10, seed=1, **settings)
-    for prompt, group in zip(PROMPTS, groups):
-        support = [c.support for c in group] if group[0].support else None
-        assert (support is not None) == ("top_p" in settings)
-        hidden, _ = cs.continue_prompt(policy, prompt, [c.ids for c in group])
-        ids, mask = torch.tensor([c.ids for c in group]), torch.ones(3, 10, dtype=torch.bool)
+    """Also where rows of the cache leave, and others move into their places."""
+    how = dict(n=6, max_new_tokens=10, seed=1, stop_ids=range(0, 512, 4), max_rows=4)
+    for prompt, group in zip(PROMPTS, cs.generate(policy, PROMPTS, **how, **settings)):
+        assert (group[0].support is not None) == ("top_p" in settings)
         temperature = settings.get("temperature", 1.0)
-        logp, _ = cs.token_logprobs(policy, hidden[:, :-1], ids, mask, temperature, support)
-        assert close(logp, torch.tensor([c.logps for c in group]), 1e-4)
+        wanted = logps_without_cache(policy, prompt, group, temperature=temperature)
+        assert close(logps_of(group), wanted, 1e-4) and len({len(c.ids) for c in group}) > 1
 
 
 def test_ids_that_pad_the_vocabulary_have_probability_0(policy, monkeypatch):
     monkeypatch.setattr(policy, "num_tokens", 40)
     (group,) = cs.generate(policy, [[5, 6]], n=20, max_new_tokens=20)
     assert all(i < 40 for c in group for i in c.ids)
-    logp, _ = whole_logprobs(policy, [[5, 6, *c.ids] for c in group], start=2)
-    assert close(logp[:, 1:], torch.tensor([c.logps for c in group]), 1e-4)
+    assert close(logps_of(group), logps_without_cache(policy, [5, 6], group), 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-3), (torch.bfloat16, 1.0)])
+@torch.no_grad()
+def test_a_gpu_computes_what_a_cpu_and_transformers_compute(dtype, most, policy, reward_model):
+    """tests/gpu.sh collects the line that it prints; GPU_DEVICE=cpu tries it on a CPU."""
+    device, prompt = os.environ.get("GPU_DEVICE", "cuda"), list(range(20, 60))
+    here = cs.load_model(TINY, "lm", dtype, device)
+    (group,) = cs.generate(here, [prompt], 8, 64, seed=1)
+    full, cpu = (logps_without_cache(model, prompt, group) for model in (here, policy))
+    gaps = {"decoding": logps_of(group) - full, "cpu": full - cpu}
+    if dtype == torch.bfloat16:  # in which a GPU always scores
+        models = cs.RewardModel(ROOT / "tiny" / "reward", device), reward_model
+        scores = torch.tensor([model.score("Add.", ["x = 1", "y = 2"]) for model in models])
+        gaps["scores"] = scores[0] - scores[1]
+    theirs = pytest.importorskip("transformers").AutoModelForCausalLM
+    ids = torch.tensor([prompt + group[0].ids], device=device)
+    logits = theirs.from_pretrained(TINY, dtype=dtype).to(device)(ids).logits
+    gaps["transformers"] = logits - here.logits(here(ids)[0])
+    gaps = {name: float(gap.abs().max()) for name, gap in gaps.items()}
+    card = torch.cuda.get_device_name() if device == "cuda" else device
+    print("\n" + json.dumps({"largest difference": str(dtype), "card": card} | gaps))
+    greedy = [cs.generate(m, [prompt], 1, 20, temperature=0.0)[0][0].ids for m in (here, policy)]
+    assert max(gaps.values()) < most and (dtype == torch.bfloat16 or greedy[0] == greedy[1])
 
 
 def test_what_cannot_be_continued_is_a_mistake(policy):
@@ -296,19 +296,18 @@ def test_what_cannot_be_continued_is_a_mistake(policy):
     assert cs.generate(policy, []) == []
 
 
-def test_rows_are_as_many_as_the_memory_allows(monkeypatch):
-    shape = dict(num_hidden_layers=36, num_key_value_heads=8, head_dim=128, vocab_size=151936)
-    shape |= dict(intermediate_size=12288)
+@pytest.mark.parametrize(
+    "prompt, slots, wanted, rows",
+    [(0, 2048, 256, 126), (8192, 2048, 256, 120), (0, 2048, 64, 64), (0, 10**7, 64, 1)],
+)
+def test_rows_are_as_many_as_the_memory_allows(prompt, slots, wanted, rows, monkeypatch):
+    # 144 KiB a token: 2048 tokens take 288 MiB, logits 3.5 MiB; 36 of 40 free GiB hold 126 rows.
+    # A prompt of 8192 takes 1.9 GiB while it is computed: 34.3 GiB hold 120.
     weight, gib = SimpleNamespace(is_cuda=True, device="cuda", element_size=lambda: 2), 2**30
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * gib)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * gib)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (39 * gib, 80 * gib))
-    # 144 KiB a token: 2048 tokens take 288 MiB, logits 3.5 MiB; 36 of 40 free GiB hold 126 rows.
-    # A prompt of 8192 takes 1.9 GiB while it is computed: 34.3 GiB hold 120.
-    for prompt, slots, wanted, rows in (
-        (0, 2048, 256, 126), (8192, 2048, 256, 120), (0, 2048, 64, 64), (0, 10**7, 64, 1)
-    ):  # fmt: skip
-        assert cs.rows_that_fit(SimpleNamespace(**shape), prompt, slots, weight, wanted) == rows
+    assert cs.rows_that_fit(SHAPES["qwen3-8b-shape"], prompt, slots, weight, wanted) == rows
 
 
 # --------------------------------------------------------------------------------------------------
@@ -515,31 +514,24 @@ def test_a_causal_lm_gets_a_zero_head(capsys):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_save_and_load_give_the_same_bits(dtype, tmp_path, lm, tokenizer):
-    model = cs.load_model(LM, dtype=dtype, device="cpu")
+@pytest.mark.parametrize("head", ["lm", "score"])
+def test_what_is_saved_is_read_to_the_bit_and_by_transformers(head, dtype, tmp_path, tokenizer):
+    model = cs.load_model(LM if head == "lm" else RM, head, dtype, "cpu")
     cs.save_model(model, tokenizer, tmp_path)
     assert len({file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}) == 1
-    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == str(dtype)[6:]
-    again = cs.load_model(tmp_path, dtype=dtype, device="cpu")
+    again = cs.load_model(tmp_path, head, dtype, "cpu")
     assert all(map(torch.equal, again.parameters(), model.parameters()))
-    assert cs.load_model(tmp_path, device="cpu").model.norm.weight.dtype == torch.float32
-
-
-@pytest.mark.parametrize("head", ["lm", "score"])
-def test_transformers_loads_our_checkpoints(head, tmp_path, lm, rm, tokenizer):
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == str(dtype)[6:]
     transformers = pytest.importorskip("transformers")
     kind = "AutoModelForCausalLM" if head == "lm" else "AutoModelForSequenceClassification"
-    model, ids = lm if head == "lm" else rm, torch.tensor([[5, 6, 7, 8, 9]])
-    cs.save_model(model, tokenizer, tmp_path)
     theirs, info = getattr(transformers, kind).from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    with torch.no_grad():
-        hidden, _ = model(ids)
-        ours = model.logits(hidden) if head == "lm" else model.score(hidden, torch.tensor([5]))
+    assert not info["missing_keys"] and not info["unexpected_keys"] and theirs.dtype == dtype
+    if dtype == torch.float32:
+        ids, hidden = torch.tensor([[5, 6, 7]]), model(torch.tensor([[5, 6, 7]]))[0]
+        ours = model.logits(hidden) if head == "lm" else model.score(hidden, torch.tensor([3]))
         assert close(theirs(ids).logits.flatten(), ours.flatten())
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path).encode("a b") == tokenizer.encode(
-        "a b"
-    )
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path).encode("a b")
+    assert ids == tokenizer.encode("a b")
 
 
 def test_hub_ids(monkeypatch, lm):

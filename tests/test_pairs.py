@@ -1,6 +1,5 @@
 """Rollouts, candidates, labels, the pair rule, pair files.    pytest tests/test_pairs.py"""
 
-import ast
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ CASES = [{"args": [i, 2], "expected": i + 2} for i in range(5)]
 RIGHT = "def add(a, b):\n    total = a + b\n    return total"
 ADD = Problem("add", "Add two numbers.", Suite("call", CASES, "add"), RIGHT, "mine")
 ARGS = SimpleNamespace(candidates="mutants", policy=[], mutants=6, seed=0)
-DEEP = "y = " + "+".join("1" * 600)  # Python runs it and cannot print its tree
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +112,14 @@ def test_normalised_programs(one, other, same):
     assert (normalised(one) == normalised(other)) == same
 
 
-@pytest.mark.parametrize("code", [DEEP, "f" + "(" * 5000, "x = '\ud800", "\0", "", "not python ("])
+@pytest.mark.parametrize("code", ["f" + "(" * 5000, "x = '\ud800", "\0", "", "not python ("])
 def test_every_walk_of_a_candidate_is_total(code):
-    assert isinstance(normalised(code), str)
-    assert pairs.mutants(code, 3) == [] or code == DEEP
+    assert normalised(code) == code and pairs.mutants(code, 3) == []
 
 
 def test_a_deeply_nested_passing_program_does_not_end_a_collection(sandbox):
-    code = RIGHT + "\n" + DEEP
-    with pytest.raises(RecursionError):
-        ast.unparse(ast.parse(code))
+    code = RIGHT + "\ny = " + "+".join("1" * 600)  # Python runs it and cannot print its tree
+    assert pairs.laid_out(code) is None
     (found,) = pairs.collect([replace(ADD, solution=code), replace(ADD, id="b")], ARGS, sandbox)
     assert found[0].verdict == "pass" and {r.problem.id for r in found if r.parent} == {"b"}
 
@@ -162,18 +158,15 @@ def test_candidates_of_a_file(sandbox, tmp_path, capsys):
     assert "1 programs of problems that are not there" in capsys.readouterr().out
 
 
-def test_a_collection_goes_on_and_is_the_same_on_two_ranks(sandbox, monkeypatch):
+def test_a_collection_in_chunks_goes_on_and_is_the_same_on_two_ranks(sandbox, monkeypatch):
     monkeypatch.setattr(pairs, "CHUNK", 2)
-    problems = [replace(ADD, id=f"p{i}") for i in range(5)]
+    problems, both, done = [replace(ADD, id=f"p{i}") for i in range(5)], [], {("", "p0")}
     whole = [r.row() for chunk in pairs.collect(problems, ARGS, sandbox) for r in chunk]
-    done = {("", "p0"), ("", "p3")}
-    rest = [r.row() for chunk in pairs.collect(problems, ARGS, sandbox, done) for r in chunk]
-    assert rest == [row for row in whole if row["problem"] not in ("p0", "p3")]
-    both = []
     monkeypatch.setattr(pairs, "gather_lists", lambda rows: both.extend(rows) or rows)
     for rank in (0, 1):
-        list(pairs.collect(problems, ARGS, sandbox, (), "cpu", rank, 2))
-    assert sorted(both, key=lambda row: row["number"]) == whole
+        list(pairs.collect(problems, ARGS, sandbox, done, "cpu", rank, 2))
+    rest = [row for row in whole if row["problem"] != "p0"]
+    assert sorted(both, key=lambda row: row["number"]) == rest
 
 
 def test_pair_rule():
@@ -250,7 +243,7 @@ def test_our_own_rows(tmp_path):
 
 @pytest.mark.parametrize("change, found", [
     ({"margin": "x"}, "key 'margin' should be .*float.*'x'"), ({"num_tests": "3"}, "'num_tests'"),
-    ({"source": 3}, "key 'source'"), ({"id": 1}, "'id'"), ({"more": 1}, "unknown keys"),
+    ({"source": 3}, "key 'source'"), ({"id": 1}, "'id'"), ({"more": 1}, "'more'"),
     ({"chosen": FENCED}, "'chosen' should be a bare program"), ({"rejected": None}, "no key 'rej"),
     ({"rejected": ANSWERS[:1]}, "'rejected' should be str"), ({"chosen": "\ud800"}, "surrogates"),
 ])  # fmt: skip
@@ -280,11 +273,8 @@ def test_rmbench_pairs_are_of_one_style_and_domain_and_id_name_an_item(tmp_path)
     row = {"id": 7, "prompt": "p", "chosen": ["a", "b", "```c"], "rejected": ["x", "y", "z"]}
     rows = [row | {"domain": domain} for domain in ("code", "safety-refuse", "safety-response")]
     found, said = loaded(tmp_path, [*rows, row | {"domain": "code", "chosen": ["a"]}], "rmbench:")
-    assert [p.chosen + p.rejected + p.source for p in found[:3]] == [
-        "axcode",
-        "bycode",
-        "```czcode",
-    ]
+    sides = [(p.chosen, p.rejected, p.source) for p in found[:3]]
+    assert sides == [("a", "x", "code"), ("b", "y", "code"), ("```c", "z", "code")]
     assert len({p.id for p in found}) == 9 and len({problem_of(p) for p in found}) == 3
     assert found[3].source == "safety" and "should be three texts" in said
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common import UserError
-from problems import PRELUDE, Problem, load_problems, policy_prompt, verified, verify_solutions
+from problems import PRELUDE, Problem, load_problems, policy_prompt, verified
 from sandbox import Sandbox
 from sandbox import Tests as Suite  # pytest would collect a class named Test...
 from tiny import world
@@ -81,17 +81,11 @@ def test_a_row_of_our_own_schema_that_does_not_fit_ends_the_load(load, row, foun
     ("nowhere.jsonl", None, "nowhere.jsonl"), ("toy:other", None, "toy:other"),
     ("other:x.jsonl", None, "other:x.jsonl"), ("mbpp:no.jsonl", None, "no.jsonl"),
     ("cure:hub:rows.jsonl", None, "expected hub:OWNER/NAME"),
-    ("toy:train", 0, "--limit 0"), ("toy:train", -1, "--limit -1"), ("x.jsonl", 0, "--limit 0"),
+    ("toy:train", 0, "--limit 0"), ("x.jsonl", -1, "--limit -1"),
 ])  # fmt: skip
 def test_a_spec_or_a_limit_that_cannot_be_is_named(spec, limit, named):
     with pytest.raises(UserError, match=named):
         load_problems(spec, limit)
-
-
-def test_min_tests_keeps_problems_without_any(load):
-    assert [p.id for p in load("", ROW, {"id": "b", "prompt": "p"}, min_tests=2)] == ["b"]
-    with pytest.raises(UserError, match="no problem left .*1 dropped by --min-tests 2"):
-        load("", ROW, min_tests=2)
 
 
 def test_files_by_their_ending(tmp_path, monkeypatch):
@@ -110,15 +104,14 @@ def test_files_by_their_ending(tmp_path, monkeypatch):
         load_problems(f"cure:{tmp_path}/a.parquet")
 
 
-@pytest.mark.parametrize("name, content", [
-    ("a.jsonl", b"\xff\xfe\n"), ("a.jsonl", b"\n"), ("a.json", b"[1"), ("a.parquet", b"PAR1"),
-    ("a.jsonl.gz", b"no gzip"), ("a.jsonl.gz", gzip.compress(b"{}")[:-9]),
+@pytest.mark.parametrize("name, content, named", [
+    ("a.jsonl", b"\n", "no rows"), ("a.jsonl", b"\xff\xfe\n", "cannot be read"),
+    ("a.json", b"[1", "cannot be read"), ("a.parquet", b"PAR1", "cannot be read"),
+    ("a.jsonl.gz", gzip.compress(b"{}")[:-9], "cannot be read"),
 ])  # fmt: skip
-def test_damaged_files_are_named(tmp_path, name, content):
+def test_damaged_files_are_named(tmp_path, name, content, named):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(
-        UserError, match=f"{name}: {'no rows' if content.isspace() else 'cannot be'}"
-    ):
+    with pytest.raises(UserError, match=f"{name}: {named}"):
         load_problems(f"cure:{tmp_path}/{name}")
 
 
@@ -254,9 +247,8 @@ def test_a_row_of_a_public_format_that_does_not_fit_is_left_out_and_named(load, 
     assert len(load(kind, *rows, log=said.append)) == 2
     for words in ("2 problems", "left out 2 of 4: ", "row 2: ", "WARNING: 2 of 4 rows do not fit"):
         assert words in said[0]
-    with pytest.raises(UserError, match="no problem left .*rows.jsonl row 1: ") as error:
+    with pytest.raises(UserError, match="no problem left [^\n]*rows.jsonl row 1: [^\n]*$"):
         load(kind, row)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("bad, is_loud", [([{}], False), ([{}, {}], True)])
@@ -275,8 +267,6 @@ def test_verified_keeps_what_passes_and_what_cannot_be_told(sandbox):
     solutions = {"wrong": "def f(x): return x", "right": "def f(x): return x + 1", "none": None}
     problems = [Problem(name, "p", tests, code) for name, code in solutions.items()]
     problems.append(Problem("untested", "p", None, "x"))
-    results = verify_solutions(problems, sandbox)
-    assert [result and result.passed for result in results] == [False, True, None, None]
     assert verified(problems, sandbox, said.append) == problems[1:]
     assert said[0] == "1 of 2 solutions pass their own tests, 2 have none"
     assert "1 wrong_answer, the first: wrong: " in said[1]
@@ -307,31 +297,42 @@ def splits():
     return {name: load_problems("toy:" + name) for name in ("train", "untested", "test")}
 
 
+def test_toy_splits_have_their_sizes_and_no_statement_twice(splits):
+    assert [len(problems) for problems in splits.values()] == [1200, 4000, 256]
+    assert sum(p.source == "toy:unseen" for p in splits["test"]) == 64
+    assert {p.source for p in load_problems("toy:test", limit=8)} == {"toy:test", "toy:unseen"}
+    statements = [p.prompt for problems in splits.values() for p in problems]
+    assert len(set(statements)) == len(statements)
+
+
+def test_untested_toy_problems_can_be_audited(splits):
+    audited = load_problems("toy:untested+tests", limit=20)
+    assert [p.prompt for p in audited] == [p.prompt for p in splits["untested"][::200]]
+    assert all(p.tests and p.solution for p in audited)
+    assert not any(p.tests or p.solution for p in splits["untested"])
+
+
+def test_toy_solutions_pass_and_a_wrong_one_does_not(splits, sandbox):
+    chosen = splits["train"][:60] + splits["test"][::8]
+    assert verified(chosen, sandbox, lambda text: None) == chosen
+    assert not sandbox.run("def solve(xs):\n    pass\n", chosen[0].tests).passed
+
+
 def compositions(split, unseen=False, count=500):
     return [c for c, *_ in itertools.islice(world.stream(split, unseen=unseen), count)]
 
 
-def test_toy_sizes(splits):
-    assert [len(problems) for problems in splits.values()] == [1200, 4000, 256]
-    assert sum(p.source == "toy:unseen" for p in splits["test"]) == 64
-    statements = [p.prompt for problems in splits.values() for p in problems]
-    assert len(set(statements)) == len(statements)
-    assert {p.source for p in load_problems("toy:test", limit=8)} == {"toy:test", "toy:unseen"}
-
-
-def test_no_composition_in_two_splits():
-    seen = {}
+def test_no_composition_in_two_splits_and_unseen_ones_have_new_pairs_of_operations():
+    seen, trained = {}, set()
     for part in [(split, False) for split in world.SPLITS] + [("test", True)]:
         for composition in compositions(*part):
             assert seen.setdefault(composition.names, part) == part
 
-
-def test_unseen_part_has_pairs_of_operations_never_trained_on():
     def pairs_of(composition):
-        return {(a.name, b.name) for a, b in itertools.pairwise(composition.steps)}
+        return set(itertools.pairwise(step.name for step in composition.steps))
 
-    seen = (c for s in ("pretrain", "train", "untested") for c in compositions(s, count=3000))
-    trained = set().union(*map(pairs_of, seen))
+    for split in ("pretrain", "train", "untested"):
+        trained.update(*map(pairs_of, compositions(split, count=3000)))
     assert all(pairs_of(c) - trained for c in compositions("test", unseen=True, count=100))
 
 
@@ -343,16 +344,3 @@ def test_unseen_part_has_phrasings_never_trained_on(splits):
     assert not [prompt for prompt in trained if any(clause in prompt for clause in clauses)]
     unseen = [p.prompt for p in splits["test"] if p.source == "toy:unseen"]
     assert all(any(text in prompt for text in held_out) for prompt in unseen)
-
-
-def test_toy_solutions_pass_and_a_wrong_one_does_not(splits, sandbox):
-    chosen = splits["train"][:60] + splits["test"][::8]
-    assert verified(chosen, sandbox, lambda text: None) == chosen
-    assert not sandbox.run("def solve(xs):\n    pass\n", chosen[0].tests).passed
-
-
-def test_untested_toy_problems_can_be_audited(splits):
-    audited = load_problems("toy:untested+tests", limit=20)
-    assert [p.prompt for p in audited] == [p.prompt for p in load_problems("toy:untested", 20)]
-    assert all(p.tests and p.solution for p in audited)
-    assert not any(p.tests or p.solution for p in splits["untested"])

@@ -1,11 +1,10 @@
 """Two ranks, and one in a process group as on a GPU, compute what plain Python computes, and go on
 from each other's checkpoints.
 
-Run with `pytest tests/test_ranks.py`; what the tests start as a rank, with RANK and WORLD_SIZE set,
-is `python tests/test_ranks.py TASK FOLDER`, or a trainer.
+Run with `pytest tests/test_ranks.py`; what the tests start as a rank, with RANK, WORLD_SIZE and
+PYTHONPATH set, is `python tests/test_ranks.py TASK FOLDER`, or a trainer.
 """
 
-import json
 import os
 import signal
 import socket
@@ -17,17 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from test_model import BUDGET, CONTINUED, LM, PROMPTS, RM, TINY, continued_loss, ids_of
+from test_runs import rows, samples, saved_step, start, wait_for_rows, write_pairs
+
+import codescaler as cs
+import runs
+from common import run_cli
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from test_model import CONTINUED, LM, PROMPTS, RM, TINY, continued_loss, ids_of  # noqa: E402
-from test_runs import rows, samples, saved_step, start, wait_for_rows  # noqa: E402
-
-import codescaler as cs  # noqa: E402
-import runs  # noqa: E402
-from common import run_cli  # noqa: E402
-
 # Other numbers of passes on each rank, and a rank without a prompt.
 WORK = {"unequal": CONTINUED, "one rank has none": CONTINUED[2:]}
 
@@ -44,7 +40,7 @@ def gradients(path, head, work, rank=0, world=1, checkpointing=False):
     """Loss, gradient norm and gradients of all ranks, each of which does its share of the work."""
     model = cs.load_model(path, head, device="cpu", sharded=True)
     model.checkpointing, losses = checkpointing, torch.zeros(())
-    for prompt, past, batch in cs.training_passes(model, work[rank::world]):
+    for prompt, past, batch in cs.training_passes(model, work[rank::world], len, BUDGET):
         rows = batch or [[0]]
         hidden_BTD, lengths_B = cs.continue_prompt(model, prompt, rows, past)
         loss = continued_loss(model, hidden_BTD, lengths_B, rows) * bool(batch)
@@ -77,15 +73,21 @@ def samples_of(model, rank=0, world=1):
 # what a rank does, in a process of its own
 
 
-def two_task(folder, rank, world):
-    found = {how: all_gradients(folder, rank, world, checkpointing=how) for how in (False, True)}
+def save_after_a_pass(folder, name):
+    """A forward pass leaves some weights gathered, in the dtype of its products -> the model."""
     model = cs.load_model(folder / "untied", device="cpu", sharded=True)
     with torch.no_grad():
-        model(torch.tensor([[5, 6]]))  # a forward pass leaves some weights gathered
+        model(torch.tensor([[5, 6]]))
+    cs.save_model(model, cs.Tokenizer(TINY), folder / name)
+    return model
+
+
+def two_task(folder, rank, world):
+    found = {how: all_gradients(folder, rank, world, checkpointing=how) for how in (False, True)}
+    model = save_after_a_pass(folder, "saved by two")
     plain = cs.gathered(model)
     found["samples"] = runs.gather_lists(samples_of(plain, rank, world))
     found["half"] = cs.gathered(model, torch.bfloat16).model.norm.weight.dtype
-    cs.save_model(model, cs.Tokenizer(TINY), folder / "saved by two")
     reward_model = cs.RewardModel(ROOT / "tiny" / "reward", "cpu", sharded=True)
     found["score"] = reward_model.score("Return the sum.", ["x = 1", "y"][: 1 + rank])[0]
     options = dist.group.WORLD._get_backend(torch.device("cpu")).options
@@ -99,6 +101,7 @@ def one_task(folder, rank, world):
     found = {False: all_gradients(folder), True: all_gradients(folder, checkpointing=True)}
     runs.compute_dtype = lambda device: torch.bfloat16  # as on CUDA
     found["half"] = all_gradients(folder)
+    save_after_a_pass(folder, "saved by one in bf16")
     torch.save(found, folder / "one.pt")
 
 
@@ -108,14 +111,14 @@ def start_ranks(command, world):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = {"PYTHONFAULTHANDLER": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env |= {"WORLD_SIZE": str(world)}
+    env |= {"WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
     return [start(*command, env=env | {"RANK": str(rank)}) for rank in range(world)]
 
 
-def ended(processes, timeout=600):
+def ended(processes):
     """Waits for all -> (exit codes, what they said)."""
     try:
-        said = [process.communicate(timeout=timeout)[1] for process in processes]
+        said = [process.communicate(timeout=600)[1] for process in processes]
         return [process.returncode for process in processes], "".join(said)[-3000:]
     finally:
         for process in processes:
@@ -184,10 +187,10 @@ def test_gathered_models_sample_score_and_are_saved_as_one(ranks):
     for found in both:
         assert sorted(found["samples"]) == alone["samples"] and found["half"] == torch.bfloat16
         assert found["score"] == pytest.approx(score, abs=1e-5)
-    saved, given = (
-        cs.load_model(folder / name, device="cpu") for name in ("saved by two", "untied")
-    )
-    assert all(map(torch.equal, saved.parameters(), given.parameters()))
+    given = cs.load_model(folder / "untied", device="cpu").state_dict()
+    for name in ("saved by two", "saved by one in bf16"):
+        saved = cs.load_model(folder / name, device="cpu")
+        assert all(torch.equal(given[name], p) for name, p in saved.named_parameters())
 
 
 def test_a_rank_waits_for_a_rollout_of_an_hour(ranks):
@@ -198,10 +201,6 @@ def test_a_rank_waits_for_a_rollout_of_an_hour(ranks):
 # the trainers
 
 
-PAIRS = [
-    {"prompt": f"Add up xs and {i % 9}.", "chosen": "def solve(xs):\n    return sum(xs)",
-     "rejected": f"def solve(xs):\n    return {i}", "source": "t", "id": str(i)} for i in range(60)
-]  # fmt: skip
 TRAINERS = {
     "train_rm.py": "--pairs {}/pairs.jsonl --batch 8 --save-every 99 --steps 16",
     "grpo.py": "--rm tiny/reward --prompts 3 --group 4 --steps 6 --limit 5 --eval-group 2 "
@@ -213,17 +212,17 @@ TRAINERS = {
 def test_any_number_of_ranks_trains_as_one(tmp_path, script):
     """Started on two ranks, of which one is interrupted, gone on with on one, and on two again: the
     samples and verdicts of one process, numbers within 1e-4. Prompts do not divide by two."""
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    write_pairs(tmp_path)
     command = [script, *TRAINERS[script].format(tmp_path).split(), "--device", "cpu", "--out"]
     whole, out = tmp_path / "one", tmp_path / "several"
     finish([*command, whole])
-    for world, steps in ((2, 1), (1, 3)):
+    for world, steps, number, code in ((2, 1, signal.SIGINT, 130), (1, 3, signal.SIGTERM, 143)):
         processes = start_ranks([*command, out], world)
         wait_for_rows(processes[-1], out, steps)
-        processes[-1].send_signal(signal.SIGINT)
+        processes[-1].send_signal(number)
         codes, said = ended(processes)
-        assert codes == [130] * world and "Traceback" not in said, said
-        assert saved_step(out) == len(rows(out)) >= steps
+        assert codes == [code] * world and "Traceback" not in said, said
+        assert saved_step(out) == len(rows(out)) >= steps  # nothing that was logged is lost
         assert len(list((out / "checkpoint" / "optimizer").iterdir())) == world
     finish([*command, out], world=2)
     one, several = rows(whole), rows(out)

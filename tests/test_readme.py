@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 import grpo
-from problems import load_problems, verify_solutions
-from sandbox import Sandbox
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+(SNIPPET,) = re.findall(r"```python\n(.*?)```", README, re.S)  # a reward
+(ROW,) = re.findall(r"^{.*}$", README, re.M)  # a problem
 RM = "--limit 40 --group 4 --batch 8 --steps 2 --max-new-tokens 96"
 GRPO = "--limit 8 --prompts 2 --group 4 --steps 1 --eval-group 2 --max-new-tokens 96"
 # How a command begins -> what is added to make it small; None: it is not run, and why. The first
@@ -42,51 +43,33 @@ VARIANTS = {
     "tiny/paper.sh": (None, "hours; its commands are those above"),
     "python tests/speed.py": (None, "needs trl; tests/test_bench.py runs its parts"),
 }
-MINE = [  # mine.jsonl, which stands for a user's problems
-    {"id": f"a{i}", "prompt": f"Write add{i}(a), which adds {i}.",
-     "solution": f"def add{i}(a): return a + {i}",
-     "tests": {"kind": "call", "entry_point": f"add{i}",
-               "cases": [{"args": [1], "expected": 1 + i}]}}
-    for i in range(12)
-]  # fmt: skip
 
 
-def readme_commands():
-    files, found = (ROOT / "README.md", ROOT / "tiny" / "README.md"), []
-    text = "".join(file.read_text(encoding="utf-8") for file in files)
-    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        found += [
-            part.strip()
-            for line in block.splitlines()
-            for part in line.partition("#")[0].split("&&")
-        ]
-    inline = re.findall(
-        r"`((?:python|torchrun|pytest)\s[^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S)
-    )
-    found += [" ".join(command.split()) for command in inline]
-    return [command for command in dict.fromkeys(found) if command]
-
-
-def snippet():
-    """The Python of the README: a reward."""
-    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    return text
+UNKNOWN = (None, "unknown")
 
 
 def variant(command):
-    return next((VARIANTS[start] for start in VARIANTS if command.startswith(start)), None)
+    return next((VARIANTS[start] for start in VARIANTS if command.startswith(start)), UNKNOWN)
 
 
-def marked(command):
-    added, why = variant(command) or ("", "")
-    return pytest.param(command, marks=pytest.mark.slow if why == "slow" else ())
+def readme_commands():
+    text = README + (ROOT / "tiny" / "README.md").read_text(encoding="utf-8")
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
+        lines = (line.partition("#")[0] for line in block.splitlines())
+        found += [command for line in lines for command in line.split("&&")]
+    prose = re.sub(r"```.*?```", "", text, flags=re.S)
+    found += re.findall(r"`((?:python|torchrun|pytest)\s[^`]+)`", prose)
+    return [c for c in dict.fromkeys(" ".join(command.split()) for command in found) if c]
+
+
+COMMANDS = readme_commands()
 
 
 def test_every_command_of_the_readme_is_known():
-    assert len(readme_commands()) > 10
-    assert [command for command in readme_commands() if variant(command) is None] == []
-    commands = readme_commands()
-    unused = [start for start in VARIANTS if not any(c.startswith(start) for c in commands)]
+    assert len(COMMANDS) > 10
+    assert [command for command in COMMANDS if variant(command) == UNKNOWN] == []
+    unused = [start for start in VARIANTS if not any(c.startswith(start) for c in COMMANDS)]
     assert unused == []
 
 
@@ -96,43 +79,35 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme") / "checkout"
     skip = shutil.ignore_patterns("out", ".git", "tests", "__pycache__")
     shutil.copytree(ROOT, folder, ignore=skip)
-    lines = [json.dumps(row) + "\n" for row in MINE]
-    (folder / "mine.jsonl").write_text("".join(lines))
+    rows = [json.dumps(json.loads(ROW) | {"id": f"a{i}"}) + "\n" for i in range(12)]
+    (folder / "mine.jsonl").write_text("".join(rows))
     text = (folder / "grpo.py").read_text()  # the reader's reward stands below NEEDS
-    below = text.replace("def group_advantages(", f"{snippet()}\n\ndef group_advantages(", 1)
+    below = text.replace("def group_advantages(", f"{SNIPPET}\n\ndef group_advantages(", 1)
     (folder / "grpo.py").write_text(below)
     return folder
 
 
-@pytest.mark.parametrize("command", [marked(command) for command in readme_commands()])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=pytest.mark.slow) if variant(c)[1] == "slow" else c for c in COMMANDS],
+)
 def test_readme_command_runs(command, checkout):
     added, why = variant(command)
     if added is None:
         pytest.skip(why)
-    if " plot " in command:
-        pytest.importorskip("matplotlib")
-    words = f"{command} {added}".split()
-    program = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [sys.executable, *program, *words[1:]]
-    done = subprocess.run(
-        line, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600
-    )
+    program, *words = f"{command} {added}".split()
+    line = [sys.executable, *(["-m", "torch.distributed.run"] if program == "torchrun" else [])]
+    facts = {"cwd": checkout, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "timeout": 600}
+    done = subprocess.run([*line, *words], capture_output=True, text=True, **facts)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
-
-
-def test_the_problem_of_the_readme_passes_its_own_test(tmp_path):
-    (line,) = re.findall(r"^{.*}$", (ROOT / "README.md").read_text(), re.M)
-    (tmp_path / "mine.jsonl").write_text(line)
-    problems = load_problems(str(tmp_path / "mine.jsonl"))
-    with Sandbox(1, "basic") as sandbox:
-        assert [result.passed for result in verify_solutions(problems, sandbox)] == [True]
+    if "--verify" in words:
+        assert "12 of 12 solutions pass their own tests" in done.stdout
 
 
 def test_the_reward_of_the_readme_rewards(monkeypatch):
     monkeypatch.setattr(grpo, "REWARDS", dict(grpo.REWARDS))
-    exec(snippet(), vars(grpo))
+    exec(SNIPPET, vars(grpo))
     codes = ("x = 1", "x = 1  # longer", None)
     rollouts = [grpo.Rollout(grpo.DUMMY, code=code) for code in codes]
     grpo.REWARDS["short"](rollouts, None)

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import random
+import resource
 import runpy
 import shutil
 import signal
@@ -19,6 +20,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from common import run_cli, write_jsonl
+from tiny import world
 
 ROOT = Path(__file__).parents[1]
 RM = "train_rm.py --limit 40 --group 4 --batch 8 --steps 4 --held-out 0.3 --max-new-tokens 96"
@@ -33,10 +37,10 @@ def heed_interrupts():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def start(*words, env=(), preexec_fn=heed_interrupts):
+def start(*words, env=()):
     return subprocess.Popen(
         [sys.executable, *map(str, words)], cwd=ROOT, env=ENVIRONMENT | dict(env), text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=preexec_fn,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heed_interrupts,
     )  # fmt: skip
 
 
@@ -68,6 +72,13 @@ def saved_step(out):
     return json.loads((out / "checkpoint" / "state.json").read_text())["step"]
 
 
+def write_pairs(folder):
+    row = {"chosen": "a + 1", "rejected": "a - 1"}
+    pairs = [row | {"prompt": f"Add {i}.", "id": f"{i}#0"} for i in range(40)]
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    return folder / "pairs.jsonl"
+
+
 def same_run(a, b):
     """To the bit: weights, metrics and samples."""
     one, two = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (a, b))
@@ -91,32 +102,29 @@ def whole(tmp_path_factory):
 # what a run prints and leaves behind
 
 
-def test_train_rm_prints_the_funnel_and_the_table(whole):
-    out, text = whole("train_rm.py")
-    for words in ("mutant pairs", "step 4/4", "longer program wins", "AUC within a problem, fine"):
-        assert words in text
+PRINTED = {
+    "train_rm.py": ["mutant pairs", "step 4/4", "longer program wins", "AUC within a problem"],
+    "grpo.py": ["before:", "step 4/4", "pass_rate ", "held out", "gain [95% interval]", "fail_top"],
+}
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_steps_and_a_table_are_printed_the_table_again_when_finished(whole, trainer):
+    out, text = whole(trainer)
+    assert [words for words in PRINTED[trainer] if words not in text] == []
     assert [row["step"] for row in rows(out)] == ["1", "2", "3", "4"]
-    pair = json.loads((out / "pairs.jsonl").read_text().splitlines()[0])
-    assert set(pair) == set("prompt chosen rejected id source margin num_tests".split())
-    assert json.loads((out / "result.json").read_text())["fine-tuned"]["count"] > 0
+    assert json.loads((out / "result.json").read_text())
+    table = text[text.index("\n\n") :]
+    assert "95%" in table and run(*TRAINERS[trainer], "--out", out).endswith(table)
 
 
-def test_grpo_prints_steps_and_the_table(whole):
-    out, text = whole("grpo.py")
-    for words in ("before:", "step 4/4", "pass ", "held out", "gain [95% interval]", "fail_top"):
-        assert words in text
+def test_what_grpo_leaves_behind(whole):
+    out, _ = whole("grpo.py")
     assert len(samples(out)) == 4 * 3 * 4
     for row in samples(out):
         facts = row["reward"] != 0.0, row["reason"] == "ok", row["score"] is not None
         assert set(facts) == {row["code"] is not None}
     assert [bool(row["eval"]) for row in rows(out)] == [False, True, False, True]
-
-
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_a_finished_run_prints_its_table_again(whole, trainer):
-    out, text = whole(trainer)
-    table = text[text.index("\n\n") :]
-    assert "95%" in table and run(*TRAINERS[trainer], "--out", out).endswith(table)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -129,7 +137,7 @@ def test_raising_steps_changes_nothing_before(whole, tmp_path):
     assert same_run(whole("grpo.py")[0], tmp_path)
 
 
-slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(20)]
+slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(10)]
 
 
 @pytest.mark.parametrize("seed", [None, *slow])
@@ -150,42 +158,8 @@ def test_killed_and_repeated_equals_never_killed(whole, trainer, seed, tmp_path)
     assert same_run(whole(trainer)[0], tmp_path / "run")
 
 
-def test_a_killed_collection_goes_on(whole, tmp_path):
-    out, out_whole = tmp_path / "run", whole("train_rm.py")[0]
-    done = (out_whole / "samples.jsonl").read_text().splitlines(keepends=True)
-    out.mkdir()
-    (out / "samples.jsonl").write_text("".join(done[:80]) + done[80][:50])  # and a torn line
-    run(*RM.split(), "--out", out, "--collect-only")
-    assert (out / "samples.jsonl").read_text() == "".join(done)
-    assert (out / "pairs.jsonl").read_text() == (out_whole / "pairs.jsonl").read_text()
-
-
-@pytest.mark.parametrize(
-    "trainer, number, code",
-    [("grpo.py", signal.SIGINT, 130), ("train_rm.py", signal.SIGTERM, 143)],
-)
-def test_a_signal_saves_the_step_and_is_the_exit_code(trainer, number, code, tmp_path, pairs):
-    """`train_rm.py && grpo.py` must not go on with half a reward model."""
-    command = [*TRAINERS[trainer], "--out", tmp_path, "--steps", "500", "--save-every", "999"]
-    command += ["--pairs", pairs] if trainer == "train_rm.py" else []
-    process = start(*command)
-    wait_for_rows(process, tmp_path, 2)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == code and "Traceback" not in errors
-    assert saved_step(tmp_path) == len(rows(tmp_path)) >= 2  # nothing that was logged is lost
-
-
 # --------------------------------------------------------------------------------------------------
 # mistakes, in this process, which has imported torch already
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    row = {"prompt": "Add.", "chosen": "a + 1", "rejected": "a - 1"}
-    lines = [json.dumps(row | {"prompt": f"Add {i}.", "id": f"{i}#0"}) + "\n" for i in range(40)]
-    (tmp_path / "pairs.jsonl").write_text("".join(lines))
-    return tmp_path / "pairs.jsonl"
 
 
 @pytest.fixture
@@ -223,6 +197,8 @@ MISTAKES = [
     ("train_rm.py --epochs 0", "--epochs 0.0: expected"),
     ("train_rm.py --pairs {}/pairs.jsonl --batch 99", "too few for --batch 99"),
     ("train_rm.py --pairs {}/pairs.jsonl --collect-only", "--collect-only"),
+    ("train_rm.py --pairs {}/pairs.jsonl --decontaminate x", "--decontaminate"),
+    ("train_rm.py --pairs {}/pairs.jsonl --verify", "--verify"),
     ("train_rm.py --pairs {}/empty.jsonl", "empty.jsonl"),
     ("train_rm.py --pairs nowhere.jsonl", "nowhere.jsonl"),
     ("train_rm.py --problems toy:untested", "none has tests"),
@@ -240,7 +216,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("command, found", MISTAKES)
-def test_a_mistake_is_one_clear_line(command, found, tmp_path, script, pairs):
+def test_a_mistake_is_one_clear_line(command, found, tmp_path, script):
+    write_pairs(tmp_path)
     (tmp_path / "empty.jsonl").write_text("")
     shutil.copytree(ROOT / "tiny" / "reward", tmp_path / "cut")
     os.truncate(tmp_path / "cut" / "model.safetensors", 10**6)
@@ -253,20 +230,66 @@ def test_a_mistake_is_one_clear_line(command, found, tmp_path, script, pairs):
     assert not list(tmp_path.glob("run/samples.jsonl"))
 
 
-def test_exec_reward_is_the_verdict(tmp_path, script):
-    command = [*GRPO.split(), "--reward", "exec", "--rm", "nowhere", "--steps", "1"]
-    assert script(*command, "--out", tmp_path)[0] == 0
-    for row in samples(tmp_path):
-        assert row["reward"] == float(row["verdict"] == "pass") and row["score"] is None
+def test_an_error_about_a_path_is_a_mistake_and_another_is_not(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_cli(lambda: open("/nowhere"))
+    assert capsys.readouterr().err == "error: [Errno 2] No such file or directory: '/nowhere'\n"
+    with pytest.raises(OSError):
+        run_cli(lambda: os.close(-1))
+
+
+INPUTS = {  # a file -> a command that reads it
+    "pairs.jsonl": "train_rm.py --pairs {0}/pairs.jsonl --batch 4 --steps 1",
+    "init/config.json": "train_rm.py --pairs {0}/pairs.jsonl --init {0}/init --batch 4 --steps 1",
+    "candidates.jsonl": "train_rm.py --candidates {0}/candidates.jsonl --limit 3 --collect-only",
+    "problems.jsonl": "grpo.py --problems {0}/problems.jsonl --reward exec --steps 1 --limit 2",
+}
+
+
+@pytest.mark.parametrize("file", INPUTS)
+def test_other_contents_of_an_input_are_refused(file, tmp_path, script):
+    write_pairs(tmp_path)
+    shutil.copytree(ROOT / "tiny" / "reward", tmp_path / "init")
+    problems = [row for row, _ in world.rows("train", 3)]
+    candidates = [{"problem": row["id"], "code": row["solution"]} for row in problems]
+    write_jsonl(tmp_path / "problems.jsonl", problems)
+    write_jsonl(tmp_path / "candidates.jsonl", candidates)
+    out = tmp_path / "o:1"  # a colon in a path is no format
+    command = [*INPUTS[file].format(tmp_path).split(), "--out", out]
+    assert script(*command)[0] == script(*command)[0] == 0
+    with open(tmp_path / file, "a") as changed:
+        changed.write("\n")
+    code, _, errors = script(*command)
+    flag = Path(file).parts[0].removesuffix(".jsonl")
+    assert code == 2 and len(errors.splitlines()) == 1
+    assert f"{out} was started with content of --{flag}" in errors
+
+
+@pytest.mark.parametrize("size", [2**20, 2**22])  # the weights do not fit, or AdamW's moments
+def test_a_full_disk_loses_nothing(size, tmp_path, script):
+    command = ["train_rm.py", "--pairs", write_pairs(tmp_path), "--out", tmp_path / "run"]
+    command += ["--batch", "4"]
+    assert script(*command, "--steps", "2")[0] == 0
+    weights = tmp_path / "run" / "checkpoint" / "model.safetensors"
+    before, limits = weights.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # of a file
+    try:
+        code, _, errors = script(*command, "--steps", "3")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2 and len(errors.splitlines()) == 1
+    assert errors.startswith(f"error: cannot write {tmp_path}")
+    assert saved_step(tmp_path / "run") == 2 and weights.read_bytes() == before
 
 
 def test_problems_without_tests_can_be_trained_on(tmp_path, script):
     command = [*GRPO.split(), "--problems", "toy:untested", "--steps", "1", "--out", tmp_path]
-    assert "pass -" in script(*command)[1] and not rows(tmp_path)[0]["pass_rate"]
+    assert "pass_rate" not in script(*command)[1] and not rows(tmp_path)[0]["pass_rate"]
 
 
-def test_a_head_of_zeros_starts_at_ln_2(tmp_path, script, pairs):
-    command = [*RM.split(), "--init", "tiny/policy", "--pairs", pairs, "--steps", "1"]
+def test_a_head_of_zeros_starts_at_ln_2(tmp_path, script):
+    command = [*RM.split(), "--init", "tiny/policy", "--steps", "1"]
+    command += ["--pairs", write_pairs(tmp_path)]
     assert script(*command, "--out", tmp_path / "run")[0] == 0
     assert float(rows(tmp_path / "run")[0]["loss"]) == pytest.approx(0.6931, abs=1e-3)
 

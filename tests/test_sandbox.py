@@ -1,7 +1,6 @@
 """What sandbox.py promises, one property a test. The programs are in attacks.py."""
 # ruff: noqa: E501  (tables)
 
-import doctest
 import json
 import multiprocessing
 import os
@@ -10,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections import deque
@@ -63,34 +63,25 @@ def word(result):
     return next((v for v in result.verdicts if v != "pass"), "pass")
 
 
-def parent_and_state(pid):
-    try:
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
-        return int(parent), state
-    except OSError:
-        return None, "Z"
-
-
-def server_processes():
-    """Servers and the programs that they forked, by their command line."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+def processes():
+    """{number: parent's number} of the servers and the programs that they forked, by their command
+    line, but for those that have ended."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+            state, parent = (path / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            if state != "Z" and "confined.py" in (path / "cmdline").read_text(errors="replace"):
+                found[int(path.name)] = int(parent)
         except OSError:
-            continue
-        if "confined.py" in text and parent_and_state(pid)[1] != "Z":
-            found.append(int(pid))
+            pass
     return found
 
 
 def gone(pids, seconds=5):
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not set(pids) & set(server_processes()):
-            return True
+    while set(pids) & set(processes()) and time.monotonic() < end:
         time.sleep(0.05)
-    return False
+    return not set(pids) & set(processes())
 
 
 # --- hostile and honest programs
@@ -120,7 +111,7 @@ def test_attacks_leave_no_file_and_no_process(sb, attacked):
     assert not [p for p in places if p.exists() or p.is_symlink()]
     assert sb.run(SUM, attacks.SUM).passed
     servers = {worker.process.pid for worker in sb.all if worker.process}
-    assert servers and not [p for p in server_processes() if parent_and_state(p)[0] in servers]
+    assert servers and not servers & set(processes().values())
 
 
 @pytest.mark.parametrize("name", [n for n, _, _, w in attacks.HOSTILE if "timeout" not in w])
@@ -203,6 +194,10 @@ def test_comparing_takes_memory_and_steps_in_proportion(same, expected, actual):
     assert peak < 4 * len(actual) + (1 << 16) and steps < 1000
 
 
+def test_an_answer_far_longer_than_the_right_one_is_not_compared():
+    assert sandbox.judge_answer(b"\t" * (1 << 17) + b"6", [b"6"], "")[0] == "wrong_answer"
+
+
 PLAIN_VALUES = [
     deque([1, (2,)]), {1: (frozenset([2]),)}, bytearray(b"x"), int, type(None), range(3, 9, 2), Fraction(1, 3), Decimal("1.50"),
     None, True, 0, -5, 2**70, -(2**70), 1.5, INF, "", "\ud800 x", b"\0\xff", [1, [2]], (1, (2,)), {1: "a", "b": (3,)},
@@ -223,65 +218,50 @@ def test_a_forged_value_is_refused(bad):
         testcode.decode(bad)
 
 
-def test_containers_that_both_sides_know_keep_their_identity():
-    row, ours, theirs = [1], [], []
-    mine, outer = testcode.decode(testcode.encode((row, [row]), ours), theirs)
-    assert outer[0] is mine and ours[0] is row
-    mine.append(outer)  # now a cycle
-    value, *_ = testcode.decode(testcode.encode((mine, *theirs), theirs), ours)
-    assert value is row and row[1] is ours[1] and row[1][0] is row
-
-
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(sandbox).failed + doctest.testmod(testcode).failed == 0
-
-
 # --- the three kinds
 
+LINES = "\n".join(map(str, range(200_000))) + "\n"
+DONE = stdin(("x", "done"), time_limit=0.6)
+SPIN = "import time\nwhile time.process_time() < {}: pass\nprint('done')"
+FOUR = call(*[(i, i) for i in range(4)], time_limit=0.3)
+END = "import os\ndef f(i):\n    if i == 1: {}\n    return i"
+VERDICTS = [  # program, tests, the verdict of each
+    (SUM, attacks.SUM, "pass pass"),
+    (ADD, attacks.ADD, "pass pass"),
+    (ADD, attacks.ASSERT, "pass pass"),
+    (ADD, attacks.CHECK, "pass"),
+    ("print(6)", attacks.SUM, "pass wrong_answer"),
+    ("def add(a, b): return 3", attacks.ADD, "pass wrong_answer"),
+    ("def add(a, b): return 3 // (a - 10)", attacks.ASSERT, "wrong_answer runtime_error"),
+    # a call that ends the process is not the end of the later ones
+    (END.format("os._exit(0)"), FOUR, "pass runtime_error pass pass"),
+    (END.format("raise SystemExit"), FOUR, "pass runtime_error pass pass"),
+    (END.format("[0] * (1 << 40)"), FOUR, "pass memory pass pass"),
+    (END.format("exec('while 1: pass')"), FOUR, "pass timeout pass pass"),
+    # the time limit of a problem is CPU seconds
+    (SPIN.format(0.05), DONE, "pass"),
+    (SPIN.format(1.2), DONE, "timeout"),
+    ("import time\ntime.sleep(0.7)\nprint('done')", DONE, "pass"),
+    # memory is judged by what was used
+    ("x = bytearray(490 << 20)\nraise ValueError('no room\\nfor more')", DONE, "memory"),
+    ("print('MemoryError')\n1 / 0", DONE, "runtime_error"),
+    # sizes
+    ("import sys\nsys.stdout.write(sys.stdin.read())", stdin((LINES, LINES)), "pass"),
+    ("def f(x): return list(range(x))", call((2, [0, 1]), (500_000, [1]), (1, [0])), "pass wrong_answer pass"),
+    ("def f(x): return 10 ** 90000 + x", call((0, 10**90000), (1, 10**90000), (0, 1)), "pass wrong_answer wrong_answer"),
+]  # fmt: skip
 
-@pytest.mark.parametrize(
-    "code, tests, words",
-    [
-        (SUM, attacks.SUM, ["pass", "pass"]),
-        (ADD, attacks.ADD, ["pass", "pass"]),
-        (ADD, attacks.ASSERT, ["pass", "pass"]),
-        (ADD, attacks.CHECK, ["pass"]),
-        ("print(6)", attacks.SUM, ["pass", "wrong_answer"]),
-        ("def add(a, b): return 3", attacks.ADD, ["pass", "wrong_answer"]),
-        ("def add(a, b): return 3 // (a - 10)", attacks.ASSERT, ["wrong_answer", "runtime_error"]),
-    ],
-)
+
+@pytest.mark.parametrize("code, tests, words", VERDICTS)
 def test_verdict_of_every_test(sb, code, tests, words):
-    result = sb.run(code, tests, stop_early=False)
+    limits, words = Limits(memory_mb=512), words.split()
+    result = sb.run(code, tests, limits, stop_early=False)
     assert result.verdicts == words and result.pass_rate == words.count("pass") / len(words)
     assert result.passed == (set(words) == {"pass"}) and result.trusted and not result.degraded
     first = next((n for n, w in enumerate(words, 1) if w != "pass"), len(words))
-    assert sb.run(code, tests).verdicts == words[:first]
-
-
-def test_partial_credit_is_the_true_fraction(sb):
-    tests = call(*[(i, i) for i in range(10)])
-    result = sb.run("def f(i): return i if i != 2 else -1", tests, stop_early=False)
-    assert result.pass_rate == 0.9  # stopping at the first failure would have said 2/10, or 2/3
-
-
-ENDINGS = ["os._exit(0)", "raise SystemExit", "[0] * (1 << 40)", "1 / 0", "exec('while 1: pass')"]
-
-
-@pytest.mark.parametrize("body", ENDINGS)
-def test_later_calls_run_after_one_that_ends_the_process(sb, body):
-    tests = call(*[(i, i) for i in range(4)], time_limit=0.3)
-    code = f"import os\ndef f(i):\n    if i == 1: {body}\n    return i"
-    result = sb.run(code, tests, stop_early=False)
-    assert [v == "pass" for v in result.verdicts] == [True, False, True, True]
-
-
-def test_time_limit_of_a_problem_is_cpu_seconds(sb):
-    tests = stdin(("x", "done"), time_limit=0.6)
-    code = "import time\nwhile time.process_time() < {}: pass\nprint('done')"
-    assert sb.run(code.format(0.05), tests).passed
-    assert sb.run(code.format(1.2), tests).verdicts == ["timeout"]
-    assert sb.run("import time\ntime.sleep(0.7)\nprint('done')", tests).passed  # only waits
+    early = sb.run(code, tests, limits)
+    assert early.verdicts == words[:first]
+    assert early.pass_rate == words[:first].count("pass") / len(words)
 
 
 @pytest.mark.parametrize("body", ["exec('while True: pass')", "import time; time.sleep(60)"])
@@ -300,10 +280,11 @@ def test_stop_early_does_not_wait_for_calls_after_a_wrong_answer(sb):
 
 
 def test_a_suite_has_a_limit_too(sb):
-    code = "import time\ndef f(i):\n    time.sleep(0.5)\n    return i"
+    code = "import time\ndef f(i):\n    time.sleep(0.6)\n    return i"
     tests = call(*[(i, i) for i in range(20)])
-    result = sb.run(code, tests, Limits(wall_s=0.7, cpu_s=1), stop_early=False)
-    assert set(result.verdicts[-10:]) == {"timeout"} and result.wall_s < 5
+    result = sb.run(code, tests, Limits(wall_s=1, cpu_s=1), stop_early=False)
+    assert result.verdicts[:2] == ["pass", "pass"]  # each has its own time
+    assert set(result.verdicts[-10:]) == {"timeout"} and result.wall_s < 6
 
 
 def test_a_program_that_marks_time_and_hardly_works_has_an_end(sb):
@@ -366,29 +347,6 @@ def test_flaky_program_does_not_pass_twice(sb):
     results = [sb.run(code, stdin(("", "0")), repeat=8) for _ in range(4)]
     assert not all(r.passed for r in results)
     assert sb.run(SUM, attacks.SUM, repeat=2).passed
-
-
-def test_big_input_and_output(sb):
-    text = "\n".join(map(str, range(200_000))) + "\n"
-    assert sb.run("import sys\nsys.stdout.write(sys.stdin.read())", stdin((text, text))).passed
-
-
-def test_an_answer_that_is_too_long_is_skipped_and_the_next_one_read(sb):
-    tests = call((2, [0, 1]), (500_000, [1]), (5, [0, 1, 2, 3, 4]))
-    result = sb.run("def f(x): return list(range(x))", tests, stop_early=False)
-    assert result.verdicts == ["pass", "wrong_answer", "pass"]
-
-
-def test_integers_of_any_size(sb):
-    tests = call((0, 10**90000), (1, 10**90000), (0, 1))
-    result = sb.run("def f(x): return 10 ** 90000 + x", tests, stop_early=False)
-    assert result.verdicts == ["pass", "wrong_answer", "wrong_answer"]
-
-
-def test_memory_is_judged_by_what_was_used(sb):
-    code = "x = bytearray(490 << 20)\nraise ValueError('no room\\nfor more')"
-    assert sb.run(code, stdin(("", "")), Limits(memory_mb=512)).verdicts == ["memory"]
-    assert sb.run("print('MemoryError')\n1 / 0", stdin(("", ""))).verdicts == ["runtime_error"]
 
 
 def test_detail_can_be_printed(sb):
@@ -454,52 +412,32 @@ def test_a_program_that_is_ended_before_the_tester_is_confined_is_judged(sb, cha
 
 def test_a_limit_that_cannot_be_set_is_an_error_at_level_strict(sb, change_server):
     change_server('"CORE": 0', '"CORE": 0, "NO_SUCH": 0')
-    with pytest.raises(SandboxError, match="RLIMIT_NO_SUCH"):
+    with pytest.raises(SandboxError, match="harness_error .*RLIMIT_NO_SUCH"):
         Sandbox(1)
     with Sandbox(1, "basic") as box:
         assert box.run(SUM, attacks.SUM).passed
 
 
 def test_basic_is_marked_and_warned_once(capsys, monkeypatch):
-    monkeypatch.setattr(sandbox, "_warned", False)
+    sandbox.warn_once.cache_clear()
+    monkeypatch.setattr(sandbox, "ON_LINUX", False)  # elsewhere it is the default
     for _ in range(2):
-        with Sandbox(1, "basic", without=("seccomp",)) as box:
+        with Sandbox(1, without=("seccomp",)) as box:
             result = box.run(SUM, attacks.SUM)
             assert result.passed and result.degraded and box.report()["degraded"]
             assert box.report()["missing"] == ["seccomp"]
-    assert capsys.readouterr().err.count("warning: sandbox level basic, missing: seccomp") == 1
-
-
-@pytest.mark.parametrize("code, tests, expect", [
-    (SUM, attacks.SUM, "pass"), (ADD, attacks.ADD, "pass"), (ADD, attacks.ASSERT, "pass"), (ADD, attacks.CHECK, "pass"),
-    ("import os\nos._exit(0)", attacks.SUM, "wrong_answer"), ("while True: pass", attacks.SUM, "timeout"),
-    ("print('", attacks.SUM, "syntax_error"), ("import os\ndef add(a, b): os._exit(0)", attacks.CHECK, "runtime_error"),
-])  # fmt: skip
-def test_without_any_layer_verdicts_stay_right(code, tests, expect):
-    with Sandbox(1, "basic", without=sandbox.LAYERS) as box:
-        assert word(box.run(code, tests, QUICK)) == expect
-
-
-def test_elsewhere_than_linux_the_default_is_basic_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(sandbox, "_warned", False)
-    monkeypatch.setattr(sandbox, "ON_LINUX", False)
-    with Sandbox(1) as box:
-        assert box.report()["level"] == "basic"
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err == "warning: sandbox level basic, missing: seccomp\n"
     with pytest.raises(SandboxError, match="--sandbox basic"):
         Sandbox(1, "strict")
 
 
-def test_environment_is_scrubbed(sb, monkeypatch):
-    monkeypatch.setenv("SECRET_KEY", "x")
-    with make(workers=1) as box:
-        detail = box.run("import os\nprint(sorted(os.environ))", stdin(("", "none"))).detail
-    assert "SECRET" not in detail and "PATH" in detail
-
-
-def test_descriptors_are_closed(sb):
-    code = "import os\nfor fd in range(3, 64):\n    try: os.fstat(fd); print(fd)\n    except OSError: pass"
-    assert sb.run(code, stdin(("", ""))).passed
+@pytest.mark.parametrize("code, tests, expect", [
+    (SUM, attacks.SUM, "pass"), (ADD, attacks.CHECK, "pass"), ("print('", attacks.SUM, "syntax_error"),
+    ("while True: pass", attacks.SUM, "timeout"), ("import os\ndef add(a, b): os._exit(0)", attacks.CHECK, "runtime_error"),
+])  # fmt: skip
+def test_without_any_layer_verdicts_stay_right(code, tests, expect):
+    with Sandbox(1, "basic", without=sandbox.LAYERS) as box:
+        assert word(box.run(code, tests, QUICK)) == expect
 
 
 def test_system_call_numbers_match_the_kernel_headers():
@@ -527,8 +465,7 @@ def run_filter(code, nr, arch, args=(0, 0)):
         elif op == 0x54:
             acc &= value
         else:
-            met = {0x15: acc == value, 0x35: acc >= value, 0x25: acc > value}[op]
-            at += yes if met else no
+            at += yes if (acc >= value if op == 0x35 else acc == value) else no
 
 
 def test_the_filter_allows_exactly_the_table():
@@ -587,29 +524,22 @@ def test_servers_and_programs_die_with_their_parent(how, sb):
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     outer = int(parent.stdout.readline())
     time.sleep(0.3)
-    family = [pid for pid in server_processes() if outer in (pid, parent_and_state(pid)[0])]
+    family = [pid for pid, above in processes().items() if outer in (pid, above)]
     assert len(family) == 2  # server, program
     parent.send_signal(how)
     parent.wait()
     assert gone(family)
 
 
-def test_interrupt_in_the_parent_leaves_a_working_sandbox():
-    script = (
-        f"import sys, signal, os; sys.path.insert(0, {str(ROOT)!r})\nfrom sandbox import *\n"
-        "T = {'kind': 'stdin', 'cases': [{'input': '', 'output': '1'}]}\nwith Sandbox(1) as sb:\n"
-        "    signal.setitimer(signal.ITIMER_REAL, 0.5)\n"
-        "    signal.signal(signal.SIGALRM, lambda *a: os.kill(os.getpid(), 2))\n"
-        "    try: sb.map([('import time\\ntime.sleep(1)', T)] * 3)\n"
-        "    except KeyboardInterrupt: print('interrupted')\n"
-        "    print(sb.run('print(1)', T).passed)\n"
-    )
-    make(workers=1).close()
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell job inherits it ignored
-    )  # fmt: skip
-    assert done.stdout.split() == ["interrupted", "True"], done
+def test_interrupt_in_the_parent_leaves_a_working_sandbox(sb):
+    """Ctrl-C arrives in the main thread, which waits for the threads that run programs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job ignores it
+    with make(workers=1) as box:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            box.map([("import time\ntime.sleep(1)", attacks.SUM)] * 9)
+        assert box.run(SUM, attacks.SUM).passed
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupted_session_does_not_leave_its_reply_behind(sb, monkeypatch):
@@ -636,21 +566,9 @@ def test_a_dead_server_is_replaced_and_one_that_cannot_start_is_a_harness_error(
         assert result.verdicts == ["harness_error"] and not result.trusted and not result.passed
 
 
-def test_a_broken_sandbox_is_not_the_programs_fault(sb):
-    """Only the server can say so: the mark is set between confinement and program."""
-    run = sandbox.Run(status=256, cpu=0.0, rss=0, why=confined.BROKEN, wall=0.0)
-    assert sandbox.ending(run, Limits()) == "harness_error"
-    run = sandbox.Run(256, 0.0, 0, 0, 0.0, err="cannot confine the program")
-    assert sandbox.ending(run, Limits()) == "runtime_error"
-
-
 def test_descriptors_of_the_caller_stay_steady(sb):
-    jobs = [
-        (ADD, attacks.CHECK),
-        (SUM, attacks.SUM),
-        ("print('", attacks.SUM),
-        ("import os\nos._exit(1)", attacks.ADD),
-    ]
+    jobs = [(ADD, attacks.CHECK), (SUM, attacks.SUM), ("print('", attacks.SUM)]
+    jobs += [("import os\nos._exit(1)", attacks.ADD)]
     sb.map(jobs * 2)
     before = len(os.listdir("/proc/self/fd"))
     sb.map(jobs * 10)
@@ -664,7 +582,7 @@ def test_run_after_close_and_close_while_others_wait():
         futures = [pool.submit(box.run, *slow) for _ in range(3)]
         time.sleep(0.3)
         pids = [worker.process.pid for worker in box.all]
-        assert set(pids) <= set(server_processes())
+        assert set(pids) <= set(processes())
         box.close()
         for future in futures:
             with pytest.raises(SandboxError, match="closed"):
@@ -719,8 +637,8 @@ def test_check_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(Sandbox, "__init__", lambda s, *a: real(s, *a, without=("landlock",)))
     assert sandbox.check() == 1
     text = capsys.readouterr().out
-    assert "level strict does not hold" in text and "MISSING  landlock: switched off" in text
-    assert "WORKED   landlock: read /etc/passwd" in text
+    for line in ("does not hold", "MISSING  landlock: switched off", "WORKED   landlock: list /"):
+        assert line in text
 
 
 def test_program_file_and_mistakes_of_one_line(sb, tmp_path):

@@ -25,8 +25,8 @@ TESTS = (1, 2, 3, 6, 12)  # of each problem, that the reward or the selector see
 FEW = (2, 8, 64)  # problems with tests, for execution as the reward; all are 1200
 MODELS = {  # reward models: how they were trained, and the end of their folders' names
     "150 problems": "-150", "600 problems": "-600", "1200 problems": "", "4000 problems": "-4000",
-    "1 epoch": "-epochs-1", "6 epochs": "-epochs-6", "early and late policies": "-recipe",
-    "refreshed halfway": "-refreshed",
+    "1 epoch": "-epochs-1", "4 epochs": "-epochs-4", "6 epochs": "-epochs-6",
+    "early and late policies": "-recipe", "refreshed halfway": "-refreshed",
 }  # fmt: skip
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5%, 1 to 9 degrees
 MEASURES = {
@@ -190,13 +190,13 @@ def draw(values, runs, path):
             level(a, measure, f"reward model, {name}", what, color=color, linewidth=width)
     a.set(title="a. What is the reward model worth in tests?", xlabel="K: tests a problem")
     a.set_xticks(TESTS)
-    problems, epochs = list(MODELS)[:4], ("1 epoch", "1200 problems", "6 epochs")
+    problems = list(MODELS)[:4]
     for measure in MEASURES:
         names = [f"reward model, {name}" for name in problems]
         sizes = [int(name.split()[0]) for name in problems]
         label = measure + (" after GRPO" if measure == "avg@8" else "")
         color = curve(b, sizes, measure, names, label)
-        for marker, name in zip("v^", (epochs[0], epochs[2])):
+        for marker, name in (("v", "1 epoch"), ("^", "6 epochs")):
             value = interval(values[measure, f"reward model, {name}"])[0]
             label = f"the same at {name} (else 3)" if measure == "pair accuracy" else None
             b.plot(

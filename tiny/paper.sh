@@ -60,6 +60,7 @@ one_seed() {
 150 --limit 150
 recipe --group 3 --policy tiny/policy $run/exec-half $run/exec
 epochs-6 --pairs $run/model/pairs.jsonl --epochs 6
+epochs-4 --pairs $run/model/pairs.jsonl --epochs 4
 4000 --problems toy:untested+tests
 epochs-1 --pairs $run/model/pairs.jsonl --epochs 1
 600 --limit 600

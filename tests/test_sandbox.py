@@ -243,8 +243,8 @@ VERDICTS = [  # program, tests, the verdict of each
     (SPIN.format(1.2), DONE, "timeout"),
     ("import time\ntime.sleep(0.7)\nprint('done')", DONE, "pass"),
     # memory is judged by what was used
-    ("x = bytearray(490 << 20)\nraise ValueError('no room\\nfor more')", DONE, "memory"),
-    ("print('MemoryError')\n1 / 0", DONE, "runtime_error"),
+    ("x = bytearray(490 << 20)\nraise ValueError('no room\\nfor more')", stdin(("x", "")), "memory"),
+    ("print('MemoryError')\n1 / 0", stdin(("x", "")), "runtime_error"),
     # sizes
     ("import sys\nsys.stdout.write(sys.stdin.read())", stdin((LINES, LINES)), "pass"),
     ("def f(x): return list(range(x))", call((2, [0, 1]), (500_000, [1]), (1, [0])), "pass wrong_answer pass"),

@@ -99,6 +99,11 @@ def test_a_killed_store_goes_on_with_the_same_answers_and_no_other_arguments(sto
     assert one == two
 
 
+def test_the_last_part_is_all_also_beside_rows_without_a_part():
+    parts = bench.parts_of(["all", "toy", "all"], lambda row: row)
+    assert [*parts.items()] == [("toy", ["toy"]), ("all", ["all", "toy", "all"])]
+
+
 def test_what_is_no_store_is_refused(tmp_path):
     with pytest.raises(UserError, match="no samples.jsonl; .* makes one"):
         bench.read_store(tmp_path)
